@@ -1,0 +1,1 @@
+"""Text or an image in, CLIP's vector out. `predict.py` shows how the parts fit together."""

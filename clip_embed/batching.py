@@ -1,0 +1,135 @@
+"""Predictions that wait together run together.
+
+Knows nothing of texts, images or torch: it turns single items, awaited one by one, into calls of a
+function that takes many. Whatever is waiting when the device becomes free goes in one call; nobody
+waits for company, so a lone request is as fast as a direct call.
+
+All state lives on the event loop; only the calls themselves run in the one thread that owns the
+device. So there are no locks, and a cancelled request is simply no longer there when its batch is
+drawn or its result arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lane(Generic[Item, Result]):
+    """One kind of work: `call` takes at most `limit` items and returns one result for each.
+
+    cost: how long an item takes relative to others; items of like cost share a batch.
+    """
+
+    call: Callable[[Sequence[Item]], Iterable[Result]]
+    limit: int
+    cost: Callable[[Item], int]
+
+
+@dataclass(frozen=True)
+class Timed(Generic[Result]):
+    """A result, the seconds its item waited, the seconds its batch ran, and the batch's size."""
+
+    result: Result
+    queue_seconds: float
+    encode_seconds: float
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Waiting:
+    lane: Lane[Any, Any]
+    item: Any
+    future: asyncio.Future[Timed[Any]]
+    since: float = field(default_factory=perf_counter)
+
+
+class Batcher:
+    """Feeds one device from many coroutines."""
+
+    def __init__(self) -> None:
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[_Waiting] = deque()
+        self._drainer: asyncio.Task[None] | None = None
+
+    async def submit(self, lane: Lane[Item, Result], item: Item) -> Timed[Result]:
+        """Wait until a batch with `item` in it has run; its result, or the exception it raised."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # the first call, or an earlier loop has ended
+            self._loop, self._waiting, self._drainer = loop, deque(), None
+        waiting = _Waiting(lane, item, loop.create_future())
+        self._waiting.append(waiting)
+        if self._drainer is None or self._drainer.done():
+            self._drainer = loop.create_task(self._drain())
+        return await waiting.future
+
+    def run(self, call: Callable[[], Result]) -> Result:
+        """Run `call` in the device's thread and wait for it: for set-up and health checks."""
+        return self._device.submit(call).result()
+
+    def close(self) -> None:
+        """Let the running batch finish, then end the device's thread."""
+        self._device.shutdown()
+
+    async def _drain(self) -> None:
+        batch: list[_Waiting] = []
+        try:
+            while batch := self._draw():
+                await self._run(batch)
+        finally:
+            # Reached with waiters left only if this task was cancelled or is broken: nobody may
+            # be left hanging.
+            for waiting in [*batch, *self._waiting]:
+                if not waiting.future.done():
+                    waiting.future.set_exception(RuntimeError("the service is shutting down"))
+            self._waiting.clear()
+
+    def _draw(self) -> list[_Waiting]:
+        """The item that has waited longest, and those like it that cost about the same."""
+        alive = [waiting for waiting in self._waiting if not waiting.future.done()]
+        if not alive:
+            self._waiting.clear()
+            return []
+        lane, cost = alive[0].lane, alive[0].lane.cost(alive[0].item)
+        alike = [waiting for waiting in alive if waiting.lane is lane]
+        # Sorting is stable: of equal distance, the longer waiting comes first.
+        alike.sort(key=lambda waiting: abs(lane.cost(waiting.item) - cost))
+        batch = alike[: lane.limit]
+        drawn = set(map(id, batch))
+        self._waiting = deque(waiting for waiting in alive if id(waiting) not in drawn)
+        return batch
+
+    async def _run(self, batch: list[_Waiting]) -> None:
+        """Run one batch and give everyone in it a result or an exception."""
+        assert self._loop is not None
+        lane = batch[0].lane
+        started = perf_counter()
+        try:
+            results = await self._loop.run_in_executor(
+                self._device, lane.call, [waiting.item for waiting in batch]
+            )
+            seconds = perf_counter() - started
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.future.done():  # a client that hung up has cancelled its own
+                    waiting.future.set_result(
+                        Timed(result, started - waiting.since, seconds, len(batch))
+                    )
+        except Exception as error:
+            if len(batch) > 1:
+                # One item may be at fault: alone, each finds out for itself.
+                for waiting in batch:
+                    if not waiting.future.done():
+                        await self._run([waiting])
+                return
+            if not batch[0].future.done():
+                batch[0].future.set_exception(error)

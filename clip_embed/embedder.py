@@ -1,0 +1,130 @@
+"""Prepared inputs become vectors. Owns the device, the precision and the warm-up.
+
+Knows nothing of files, of Cog, or of who is waiting for the vectors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clip_embed.errors import EmbeddingError, ModelError
+from clip_embed.image import Pixels, Preprocessing
+from clip_embed.model import Clip, ClipConfig
+from clip_embed.text import Tokens
+
+Vectors = npt.NDArray[np.float32]
+
+
+def choose_device(wanted: str | None) -> torch.device:
+    """`wanted` (CLIP_DEVICE) if given, else the GPU if there is one.
+
+    Raises ValueError for anything but "cuda" or "cpu", and for "cuda" where there is none.
+    """
+    if wanted not in (None, "", "cuda", "cpu"):
+        raise ValueError(f"CLIP_DEVICE is {wanted!r}; use 'cuda' or 'cpu', or leave it unset")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "CLIP_DEVICE is 'cuda', but torch sees no GPU; use 'cpu' or leave it unset"
+        )
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """float16 on a GPU, whose tensor cores it feeds and in which OpenAI released the weights;
+    float32 on a CPU, where anything narrower is slower."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+class Embedder:
+    """The network on its device, with what its inputs need.
+
+    Not meant for concurrent calls: one caller at a time owns the device (`batching.py`).
+    """
+
+    def __init__(self, model: Clip, preprocessing: Preprocessing) -> None:
+        self.config = model.config
+        self.preprocessing = preprocessing
+        self._model = model.eval()
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.dtype = parameter.dtype
+        self._mean = torch.tensor(preprocessing.mean, device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=self.device).view(3, 1, 1)
+
+    @classmethod
+    def build(cls, open_clip_config: bytes, tensors: Mapping[str, Tensor]) -> Embedder:
+        """The network that `open_clip_config.json` describes, around `tensors`.
+
+        The tensors are adopted, not copied. Raises ModelError if the two do not fit.
+        """
+        try:
+            document = json.loads(open_clip_config)
+            model_cfg, preprocess_cfg = document["model_cfg"], document["preprocess_cfg"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ModelError(f"open_clip_config.json is malformed ({error!r})") from error
+        config = ClipConfig.from_open_clip(model_cfg)
+        preprocessing = Preprocessing.from_open_clip(preprocess_cfg, config.image_size)
+        model = Clip(config)
+        model.load(tensors)
+        return cls(model, preprocessing)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[Tokens]) -> Vectors:
+        """float32 [B, D], one row per text, not normalised.
+
+        Raises EmbeddingError if a value is not finite.
+        """
+        ends = torch.tensor([text.end for text in texts])
+        # Positions after end-of-text change nothing (attention is causal), so none is computed
+        # beyond the longest caption of this batch; shorter ones are padded with id 0.
+        ids = np.zeros((len(texts), int(ends.max()) + 1), dtype=np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: text.end + 1] = text.ids[: text.end + 1]
+        features = self._model.encode_text(
+            torch.from_numpy(ids).to(self.device), ends.to(self.device)
+        )
+        return _finish(features)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Pixels]) -> Vectors:
+        """float32 [B, D], one row per image, not normalised.
+
+        Raises EmbeddingError if a value is not finite.
+        """
+        batch = torch.from_numpy(np.stack([image.array for image in images]))
+        return _finish(self._model.encode_image(self.normalise(batch)))
+
+    def normalise(self, batch: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] on the host → [B, 3, S, S] on the device, in the model's dtype.
+
+        In float32, and in torchvision's order of operations (divide by 255, subtract, divide), so
+        that on a CPU the values equal those of its transforms bit for bit.
+        """
+        # The bytes cross to the device as they are: a quarter of what float32 would be.
+        pixels = batch.to(self.device).permute(0, 3, 1, 2).contiguous()
+        values = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        return values.to(self.dtype)
+
+    def warm_up(self) -> None:
+        """Run both towers once, so that the first prediction is an ordinary one."""
+        ids = np.array([self.config.vocab_size - 2, 0, self.config.vocab_size - 1])
+        size = self.config.image_size
+        self.embed_texts([Tokens(ids, end=2, truncated=False)])
+        self.embed_images([Pixels(np.zeros((size, size, 3), np.uint8), size, size)])
+
+
+def _finish(features: Tensor) -> Vectors:
+    """Back to the host as float32, checked."""
+    vectors: Vectors = features.float().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        raise EmbeddingError(
+            "the network returned a value that is not finite; this should not happen with"
+            " verified weights: restart the service and report the input"
+        )
+    return vectors

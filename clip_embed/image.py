@@ -1,0 +1,204 @@
+"""A file becomes the square of pixels CLIP looks at. Knows nothing of torch or the network.
+
+On an upright RGB image the result equals open_clip's transform bit for bit. Other images become
+upright and RGB first: orientation from EXIF is applied, transparency is laid on white, and 16-bit,
+floating-point, palette, greyscale and CMYK pixels are converted before they are resized.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pillow_heif
+from PIL import Image, UnidentifiedImageError
+
+from clip_embed.errors import ImageError, ModelError
+
+# What Pillow may try, and nothing else: its rarer decoders are an attack surface without a user.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")
+FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC"
+
+DEFAULT_MAX_PIXELS = 100_000_000
+
+# A long strip resized as CLIP resizes it would be mostly cropped away again: 1 × 20,000 pixels
+# become 224 × 4,480,000. Beyond this many pixels only the part that survives is computed, which
+# differs from the whole by at most 1 of 255 (box coordinates round differently).
+WHOLE_RESIZE_MAX_PIXELS = 16_000_000
+
+# EXIF orientation → what makes the image upright. Source: CIPA DC-008 (EXIF 2.32), tag 0x0112.
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+pillow_heif.register_heif_opener(thumbnails=False)
+# The limit below is checked before anything is decoded; Pillow's own would only warn, or refuse
+# at a size of its choosing.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model was trained to see, as `preprocess_cfg` of `open_clip_config.json` states it.
+
+    size: pixels per side. mean, std: per channel, of values in 0–1, in RGB order.
+    resample: Pillow's filter.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: Image.Resampling
+
+    @classmethod
+    def from_open_clip(cls, preprocess_cfg: Mapping[str, Any], size: int) -> Preprocessing:
+        """Raises ModelError for values missing, malformed or not supported."""
+        interpolation = preprocess_cfg.get("interpolation", "bicubic")
+        resample = {
+            "bicubic": Image.Resampling.BICUBIC,
+            "bilinear": Image.Resampling.BILINEAR,
+        }.get(interpolation)
+        if resample is None:
+            raise ModelError(f"preprocess_cfg: interpolation {interpolation!r} is not supported")
+        resize_mode = preprocess_cfg.get("resize_mode", "shortest")
+        if resize_mode != "shortest":
+            raise ModelError(f"preprocess_cfg: resize_mode {resize_mode!r} is not supported")
+        return cls(size, _triple(preprocess_cfg, "mean"), _triple(preprocess_cfg, "std"), resample)
+
+
+def _triple(preprocess_cfg: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    value = preprocess_cfg.get(name)
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(isinstance(v, int | float) for v in value)
+    ):
+        raise ModelError(f"preprocess_cfg: {name} is {value!r}; expected three numbers")
+    red, green, blue = value
+    return float(red), float(green), float(blue)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A prepared image.
+
+    array: uint8 [S, S, 3], RGB. width, height: of the upright source, in pixels.
+    """
+
+    array: npt.NDArray[np.uint8]
+    width: int
+    height: int
+
+
+def prepare(
+    path: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Pixels:
+    """Decode, turn upright, convert to RGB, resize the shorter side, crop the centre.
+
+    Raises ImageError if the file is not an image of an accepted format, is damaged, or has more
+    than `max_pixels` pixels.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image, name, max_pixels)
+            image.load()
+            upright = _to_rgb(_to_upright(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not an image this service can read; send one of {FORMAT_NAMES}"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise whatever the damaged bytes led them to: OSError, ValueError,
+        # SyntaxError, struct.error, zlib.error, IndexError and more.
+        raise ImageError(f"{name} is damaged or incomplete: {error}") from error
+    square = _resize_and_crop(upright, preprocessing)
+    return Pixels(np.asarray(square, dtype=np.uint8), upright.width, upright.height)
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{name} is {image.width} × {image.height}, {pixels / 1e6:,.1f} million pixels; the"
+            f" limit is {max_pixels / 1e6:,.1f} million (CLIP_MAX_IMAGE_PIXELS); send it smaller"
+        )
+
+
+def _to_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF in an intact image: as if there were none
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """One channel of 16- or 32-bit integers, or of floats, to 0–255.
+
+    Integers are read as 16-bit, where 65535 is white, unless none exceeds 255. Floats are read as
+    0–1 unless one exceeds 1; then as 0–255. What lies outside is clipped; NaN is black.
+    """
+    values = np.nan_to_num(grey.astype(np.float32), nan=0.0)
+    highest = float(values.max(initial=0.0))
+    if np.issubdtype(grey.dtype, np.floating):
+        scale = 255.0 if highest <= 1.0 else 1.0
+    else:
+        scale = 255.0 / 65535.0 if highest > 255.0 or grey.dtype == np.uint16 else 1.0
+    eight_bit: npt.NDArray[np.uint8] = np.clip(values * scale, 0, 255).round().astype(np.uint8)
+    return eight_bit
+
+
+def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """torchvision's Resize (shorter side) and CenterCrop, on the part that survives the crop."""
+    size = preprocessing.size
+    width, height = image.size
+    if width <= height:
+        new_width, new_height = size, int(size * height / width)
+    else:
+        new_width, new_height = int(size * width / height), size
+    # torchvision rounds half to even here, as Python's round does.
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    if new_width * new_height <= WHOLE_RESIZE_MAX_PIXELS:
+        if (new_width, new_height) != (width, height):
+            image = image.resize((new_width, new_height), preprocessing.resample)
+        return image.crop((left, top, left + size, top + size))
+    box = (
+        left * width / new_width,
+        top * height / new_height,
+        (left + size) * width / new_width,
+        (top + size) * height / new_height,
+    )
+    return image.resize((size, size), preprocessing.resample, box=box)

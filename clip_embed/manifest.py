@@ -1,0 +1,223 @@
+"""A published model as it lies in a bucket or a directory: names, manifest, checksums, shards.
+
+Knows the formats, and nothing of networks, threads or torch. `scripts/publish_weights.py` writes
+what is read here.
+
+A *block* is 8 MiB of a file, the unit of verification.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clip_embed.errors import ManifestError
+
+BLOCK_SIZE = 8 * 2**20
+"""Bytes per block; the last block of a file is shorter."""
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "clip-embed-weights"
+MANIFEST_VERSION = 1
+MANIFEST_MAX_BYTES = 4 * 2**20
+CONFIG_NAME = "open_clip_config.json"
+TOKENIZER_NAME = "tokenizer.json"
+SMALL_NAMES = (CONFIG_NAME, TOKENIZER_NAME)
+SHARD_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One object of a published model.
+
+    size: bytes. crc32c: of the whole object, base64 as Cloud Storage shows it. generation: of the
+    object in Cloud Storage, None elsewhere. blocks: crc32c of every block, likewise base64.
+    """
+
+    name: str
+    size: int
+    crc32c: str
+    generation: str | None
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prefix holds. model: open_clip's name of the architecture. source: where the weights
+    came from, as `publish_weights.py` was told."""
+
+    model: str
+    source: str
+    files: tuple[PublishedFile, ...]
+
+    @property
+    def shards(self) -> tuple[PublishedFile, ...]:
+        """The files that hold tensors."""
+        return tuple(file for file in self.files if file.name.endswith(SHARD_SUFFIX))
+
+    def to_json(self) -> bytes:
+        """The bytes `parse` reads."""
+        document = {
+            "format": MANIFEST_FORMAT,
+            "version": MANIFEST_VERSION,
+            "block_size": BLOCK_SIZE,
+            **asdict(self),
+        }
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes, location: str) -> Manifest:
+        """Raises ManifestError for anything but a complete, consistent manifest of this version."""
+        where = f"{location}/{MANIFEST_NAME}"
+        again = "publish the model again with scripts/publish_weights.py"
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{where} is not valid JSON ({error}); {again}") from error
+        if not isinstance(document, dict) or document.get("format") != MANIFEST_FORMAT:
+            raise ManifestError(f"{where} is not a manifest of this service; {again}")
+        version, block_size = document.get("version"), document.get("block_size")
+        if version != MANIFEST_VERSION:
+            raise ManifestError(
+                f"{where} has format version {version!r}; this service reads version"
+                f" {MANIFEST_VERSION}: update the service, or {again}"
+            )
+        if block_size != BLOCK_SIZE:
+            raise ManifestError(f"{where} has blocks of {block_size!r} bytes; {again}")
+        try:
+            files = tuple(_parse_file(entry) for entry in _expect(document.get("files"), list))
+            manifest = cls(
+                model=_expect(document.get("model"), str),
+                source=_expect(document.get("source"), str),
+                files=files,
+            )
+        except (TypeError, ValueError) as error:
+            raise ManifestError(f"{where}: {error}; {again}") from error
+        sizes = {file.name: file.size for file in files}
+        for name in SMALL_NAMES:
+            if not 0 < sizes.get(name, 0) <= BLOCK_SIZE:
+                raise ManifestError(f"{where} does not list a {name} of at most one block; {again}")
+        if len(sizes) != len(files):
+            raise ManifestError(f"{where} lists a file twice; {again}")
+        if not manifest.shards:
+            raise ManifestError(f"{where} lists no {SHARD_SUFFIX} file; {again}")
+        return manifest
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.80} stands where a {kind.__name__} belongs")
+    return value
+
+
+def _parse_file(entry: Any) -> PublishedFile:
+    entry = _expect(entry, dict)
+    name = _expect(entry.get("name"), str)
+    # One path segment, so that nothing outside the prefix can be named.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        raise ValueError(f"{name!r:.80} is not a plain file name")
+    size = _expect(entry.get("size"), int)
+    generation = entry.get("generation")
+    if generation is not None and not re.fullmatch(r"[0-9]{1,20}", _expect(generation, str)):
+        raise ValueError(f"{name}: generation {generation!r:.80} is not a number")
+    blocks = tuple(_expect(entry.get("blocks"), list))
+    for checksum in (entry.get("crc32c"), *blocks):
+        decode_checksum(_expect(checksum, str))
+    if size < 0 or len(blocks) != -(-size // BLOCK_SIZE):
+        raise ValueError(f"{name}: {size} bytes and {len(blocks)} blocks do not fit together")
+    return PublishedFile(name, size, entry["crc32c"], generation, blocks)
+
+
+def encode_checksum(value: int) -> str:
+    """A crc32c as Cloud Storage writes it: base64 of four big-endian bytes."""
+    return base64.b64encode(value.to_bytes(4, "big")).decode()
+
+
+def decode_checksum(text: str) -> int:
+    """The inverse of `encode_checksum`. Raises ValueError if `text` is not such a checksum."""
+    data = base64.b64decode(text, validate=True)
+    if len(data) != 4:
+        raise ValueError(f"{text!r:.80} is not a crc32c")
+    return int.from_bytes(data, "big")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Verified bytes: `data` is what stands at `offset` of `file`."""
+
+    file: PublishedFile
+    index: int
+    data: memoryview
+
+    @property
+    def offset(self) -> int:
+        """In bytes, from the start of the file."""
+        return self.index * BLOCK_SIZE
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a shard: dtype as safetensors names it; start and end in bytes of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+ITEM_SIZE = {"F16": 2, "F32": 4}
+"""Bytes per number of the dtypes that are stored."""
+
+
+def parse_safetensors_header(first: memoryview, size: int, where: str) -> list[TensorInfo]:
+    """What a safetensors file of `size` bytes that begins with `first` holds, in file order.
+
+    Raises ManifestError unless its tensors fill the file without gap or overlap, are aligned to
+    their items, and are float16 or float32. Source: the safetensors format, README, "Format".
+    """
+
+    def fail(problem: str) -> ManifestError:
+        return ManifestError(f"{where}: {problem}; publish the model again")
+
+    if len(first) < 8:
+        raise fail("too short for a safetensors file")
+    length = int.from_bytes(first[:8], "little")
+    begin = 8 + length
+    if begin > len(first):
+        raise fail("its safetensors header is longer than the first block")
+    try:
+        header = json.loads(bytes(first[8:begin]))
+        infos = [
+            TensorInfo(
+                name=name,
+                dtype=entry["dtype"],
+                shape=tuple(int(side) for side in entry["shape"]),
+                start=begin + int(entry["data_offsets"][0]),
+                end=begin + int(entry["data_offsets"][1]),
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise fail(f"its safetensors header is malformed ({error!r})") from error
+    infos.sort(key=lambda info: (info.start, info.end))
+    position = begin
+    for info in infos:
+        item = ITEM_SIZE.get(info.dtype)
+        if item is None:
+            raise fail(f"{info.name} is {info.dtype!r:.20}; F16 and F32 are read")
+        count = 1
+        for side in info.shape:
+            count *= side
+        if min(info.shape, default=1) < 0 or info.end - info.start != count * item:
+            raise fail(f"the bytes of {info.name} do not fit its shape")
+        if info.start != position or info.start % item:
+            raise fail(f"{info.name} does not begin where the one before it ends")
+        position = info.end
+    if position != size:
+        raise fail(f"its tensors end at byte {position} of {size}")
+    return infos

@@ -1,0 +1,328 @@
+"""CLIP's two towers in plain torch: token ids or pixels in, projected features out.
+
+Knows nothing of files, devices, precision or batching. The architecture comes from
+`open_clip_config.json`, parameter names are open_clip's, and so one class carries ViT-L/14 and the
+tiny models of the tests alike.
+
+Letters in shape comments: B batch, L tokens, P patches + 1, W width, H heads, D embedding.
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021, section 2.4, and open_clip's implementation, which the parity tests hold this one against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_embed.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A transformer: `layers` blocks, `width` channels, `heads` heads, MLPs `mlp_ratio` wide."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The architecture, as `model_cfg` of `open_clip_config.json` states it.
+
+    embed_dim: floats per vector. image_size, patch_size: pixels per side.
+    context_length: tokens per text, start and end included. vocab_size: token ids.
+    """
+
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    context_length: int
+    vocab_size: int
+    quick_gelu: bool
+    vision: TowerConfig
+    text: TowerConfig
+
+    @classmethod
+    def from_open_clip(cls, model_cfg: Mapping[str, Any]) -> ClipConfig:
+        """Read open_clip's `model_cfg`, with open_clip's defaults for what it leaves out.
+
+        Raises ModelError for a missing or malformed value, and for any option this network does
+        not implement: ignoring one would give wrong vectors instead of an error.
+        """
+        top = _Options("model_cfg", model_cfg)
+        vision = _Options("vision_cfg", top.take("vision_cfg", dict))
+        text = _Options("text_cfg", top.take("text_cfg", dict))
+        vision_width = vision.take("width", int, 768)
+        head_width = vision.take("head_width", int, 64)
+        if vision_width % head_width:
+            raise ModelError(f"vision_cfg: width {vision_width} is not a multiple of {head_width}")
+        config = cls(
+            embed_dim=top.take("embed_dim", int),
+            quick_gelu=top.take("quick_gelu", bool, False),
+            image_size=vision.take("image_size", int, 224),
+            patch_size=vision.take("patch_size", int, 16),
+            context_length=text.take("context_length", int, 77),
+            vocab_size=text.take("vocab_size", int, 49408),
+            vision=TowerConfig(
+                width=vision_width,
+                layers=vision.take("layers", int, 12),
+                heads=vision_width // head_width,
+                mlp_ratio=vision.take("mlp_ratio", float, 4.0),
+            ),
+            text=TowerConfig(
+                width=text.take("width", int, 512),
+                layers=text.take("layers", int, 12),
+                heads=text.take("heads", int, 8),
+                mlp_ratio=text.take("mlp_ratio", float, 4.0),
+            ),
+        )
+        for options in (top, vision, text):
+            options.refuse_rest()
+        if config.text.width % config.text.heads:
+            raise ModelError(
+                f"text_cfg: width {config.text.width} is no multiple of {config.text.heads} heads"
+            )
+        if config.image_size % config.patch_size:
+            raise ModelError(
+                f"vision_cfg: image_size {config.image_size} is not a multiple of"
+                f" patch_size {config.patch_size}"
+            )
+        return config
+
+
+class _Options:
+    """A dict of options that must all be understood."""
+
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        self.where = where
+        self.left = dict(values)
+
+    def take(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self.left.pop(name, default)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ModelError(f"{self.where}: {name} is {value!r}; expected {kind.__name__}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise ModelError(f"{self.where}: {name} is {value!r}; expected a positive number")
+        return value
+
+    def refuse_rest(self) -> None:
+        # open_clip writes options that are off as null or false: those change nothing.
+        rest = sorted(name for name, value in self.left.items() if value not in (None, False))
+        if rest:
+            raise ModelError(
+                f"{self.where}: {', '.join(rest)} not supported; this service carries OpenAI's"
+                " CLIP vision transformers (ViT-L-14-quickgelu and its like)"
+            )
+
+
+def _unset(*shape: int) -> nn.Parameter:
+    """A parameter whose value comes from the weights: on `meta` it costs no memory and no time."""
+    return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """`nn.Linear` without its random initialisation."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = _unset(outputs, inputs)
+        self.bias = _unset(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension; torch accumulates it in float32 by itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = _unset(width)
+        self.bias = _unset(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI trained CLIP with."""
+    return torch.sigmoid(1.702 * x).mul_(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values share one projection, as in open_clip."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = _unset(3 * width, width)
+        self.in_proj_bias = _unset(3 * width)
+        self.out_proj = Linear(width, width)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        batch, length, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [B, L, 3W]
+        qkv = qkv.view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, W/H]
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(x.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Widen, activate, narrow."""
+
+    def __init__(self, config: TowerConfig, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.c_fc = Linear(config.width, hidden)
+        self.activation = activation
+        self.c_proj = Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm residual block."""
+
+    def __init__(self, config: TowerConfig, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.width)
+        self.attn = Attention(config.width, config.heads)
+        self.ln_2 = LayerNorm(config.width)
+        self.mlp = Mlp(config, activation)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """A stack of blocks."""
+
+    def __init__(self, config: TowerConfig, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(config, activation) for _ in range(config.layers))
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        for block in self.resblocks:
+            x = block(x, causal)
+        return x
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel: every patch becomes one vector."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.weight = _unset(width, 3, patch_size, patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # [B, 3, S, S] -> [B, W, S/p, S/p] -> [B, P - 1, W]
+        return (
+            F.conv2d(pixels, self.weight, stride=self.weight.shape[-1]).flatten(2).transpose(1, 2)
+        )
+
+
+class VisionTower(nn.Module):
+    """Pixels to the feature of the class token, projected."""
+
+    def __init__(self, config: ClipConfig, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        width = config.vision.width
+        patches = (config.image_size // config.patch_size) ** 2
+        self.conv1 = PatchEmbedding(width, config.patch_size)
+        self.class_embedding = _unset(width)
+        self.positional_embedding = _unset(patches + 1, width)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(config.vision, activation)
+        self.ln_post = LayerNorm(width)
+        self.proj = _unset(width, config.embed_dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.conv1(pixels)
+        class_token = self.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1)  # [B, P, W]
+        x = self.ln_pre(x + self.positional_embedding)
+        x = self.transformer(x, causal=False)
+        return self.ln_post(x[:, 0]) @ self.proj  # type: ignore[no-any-return]  # [B, D]
+
+
+class Clip(nn.Module):
+    """Both towers, on `meta` until `load` gives them their tensors."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        activation = quick_gelu if config.quick_gelu else F.gelu
+        self.visual = VisionTower(config, activation)
+        self.token_embedding = _Embedding(config.vocab_size, config.text.width)
+        self.positional_embedding = _unset(config.context_length, config.text.width)
+        self.transformer = Transformer(config.text, activation)
+        self.ln_final = LayerNorm(config.text.width)
+        self.text_projection = _unset(config.text.width, config.embed_dim)
+        # Scales cosine similarities in training; part of every checkpoint, unused by encoding.
+        self.logit_scale = _unset()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Adopt `tensors` as parameters, without copying.
+
+        Raises ModelError naming the first few tensors that are missing, unknown or of another
+        shape; the network is unchanged then.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        problems = [
+            *(f"{name} is missing" for name in expected if name not in given),
+            *(f"{name} is unknown" for name in given if name not in expected),
+            *(
+                f"{name} has shape {list(given[name])}, expected {list(shape)}"
+                for name, shape in expected.items()
+                if given.get(name, shape) != shape
+            ),
+        ]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ModelError(f"the weights do not fit the network: {'; '.join(problems[:3])}{more}")
+        self.load_state_dict(tensors, strict=True, assign=True)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Features of images, not normalised.
+
+        pixels: [B, 3, S, S], normalised with the model's mean and standard deviation, in the
+        parameters' dtype. Returns [B, D] in the same dtype.
+        """
+        return self.visual(pixels)  # type: ignore[no-any-return]
+
+    def encode_text(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """Features of texts, not normalised.
+
+        tokens: int64 [B, L], L at most context_length. ends: int64 [B], the position of each
+        text's end-of-text token, whose feature is the text's. Attention is causal, so tokens after
+        it change nothing, and L need only reach the last of them. Returns [B, D].
+        """
+        x = self.token_embedding(tokens)  # [B, L, W]
+        x = x + self.positional_embedding[: tokens.shape[1]]
+        x = self.transformer(x, causal=True)
+        x = x[torch.arange(len(x), device=x.device), ends]  # [B, W]
+        return self.ln_final(x) @ self.text_projection  # type: ignore[no-any-return]
+
+
+class _Embedding(nn.Module):
+    """`nn.Embedding` without its random initialisation, which on `meta` costs over a second."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = _unset(count, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)

@@ -1,0 +1,246 @@
+"""Where published bytes come from: a directory, a web server, a Cloud Storage bucket.
+
+Knows how to ask, who refuses and what may go better next time; nothing of what the bytes mean.
+obstore is imported only once a location needs it, google-auth only for a private bucket.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from clip_embed.errors import AccessError, LocationError, TransferError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_CONNECT_SECONDS = 4.0
+_READ_SECONDS = 5.0  # between two reads of one response
+_REQUEST_SECONDS = 60.0
+_HOW_TO_SET = (
+    "set CLIP_WEIGHTS to gs://bucket/prefix, https://host/prefix or a directory"
+    " that scripts/publish_weights.py has filled"
+)
+
+
+class PassingError(Exception):
+    """This attempt failed; another may not."""
+
+
+class Source(Protocol):
+    """Somewhere published files can be read from, by several threads at once.
+
+    `read` returns bytes start to end of the file called name, or the whole file where end is None.
+    It raises FileNotFoundError, AccessError, or PassingError for what may go better next time.
+    """
+
+    location: str
+
+    def read(
+        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
+    ) -> memoryview: ...
+
+
+class DirectorySource:
+    """A directory of this machine."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._directory = Path(location.removeprefix("file://")).expanduser()
+
+    def read(
+        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
+    ) -> memoryview:
+        try:
+            with open(self._directory / name, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size if end is None else end - start
+                return memoryview(os.pread(file.fileno(), size, start))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(name) from error
+        except PermissionError as error:
+            raise AccessError(f"{self._directory / name} may not be read by this user") from error
+        except OSError as error:
+            raise PassingError(str(error)) from error
+
+
+class ObjectStoreSource:
+    """A bucket or a web server, through obstore (Rust): a request holds no interpreter lock."""
+
+    def __init__(self, location: str, store: ObjectStore) -> None:
+        self.location = location
+        self._store = store
+
+    def read(
+        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
+    ) -> memoryview:
+        import obstore
+
+        options: dict[str, Any] = {}
+        if end is not None:
+            options["range"] = (start, end)
+        if generation is not None:
+            options["version"] = generation
+        try:
+            return memoryview(obstore.get(self._store, name, options=options).bytes())  # type: ignore[arg-type]
+        except Exception as error:
+            raise _from_obstore(error, f"{self.location}/{name}") from error
+
+
+def _from_obstore(error: Exception, where: str) -> Exception:
+    """The one place where obstore's errors become ours."""
+    from obstore import exceptions
+
+    # Below the first line obstore repeats itself for its own developers; the URL is known.
+    message = str(error).split("\n", 1)[0]
+    status = re.search(r"status code: (\d{3})", message)
+    code = int(status.group(1)) if status else None
+    if isinstance(error, FileNotFoundError) or code == 404:
+        return FileNotFoundError(where)
+    if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
+        return AccessError(
+            f"{where} refuses access (HTTP {code}); make the bucket readable, or give this service"
+            " credentials that may read it (Application Default Credentials)"
+        )
+    if isinstance(error, exceptions.NotSupportedError):
+        return TransferError(
+            f"{where}: the server ignores Range requests; serve it with one that does not"
+        )
+    if code in (400, 405, 412, 416):
+        return TransferError(f"{where}: the server refused the request (HTTP {code})")
+    if code is not None:
+        return PassingError(f"HTTP {code}")
+    detail = str(error)
+    for sign, meaning in (
+        ("dns error", "the host name cannot be resolved"),
+        ("Connection refused", "connection refused"),
+        ("Timeout", "timed out"),
+        ("TimedOut", "timed out"),
+        ("certificate", "the server's certificate is not trusted"),
+    ):
+        if sign in detail:
+            return PassingError(meaning)
+    return PassingError(
+        message.removeprefix("Generic HTTP error: ").removeprefix("Generic GCS error: ")
+    )
+
+
+def _client_options(allow_http: bool) -> dict[str, Any]:
+    return {
+        "allow_http": allow_http,
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        "read_timeout": timedelta(seconds=_READ_SECONDS),
+        "timeout": timedelta(seconds=_REQUEST_SECONDS),
+        "user_agent": "clip-embed",
+    }
+
+
+# Retries are decided here, not in obstore: one policy, and a bad block is fetched again alone.
+_NO_RETRIES: dict[str, Any] = {"max_retries": 0, "retry_timeout": timedelta(0)}
+
+
+def _http_source(location: str) -> Source:
+    from obstore.store import HTTPStore
+
+    parts = urlsplit(location)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise LocationError(
+            "CLIP_WEIGHTS holds a user name, a password, a query or a fragment, which an https://"
+            " location cannot have here; use a plain https://host/prefix"
+        )
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise LocationError(
+            f"{location} is not encrypted; use https:// (http:// only on this host)"
+        )
+    store = HTTPStore.from_url(
+        location,
+        client_options=_client_options(parts.scheme == "http"),  # type: ignore[arg-type]
+        retry_config=_NO_RETRIES,  # type: ignore[arg-type]
+    )
+    return ObjectStoreSource(location, store)
+
+
+def _gcs_source(location: str, credentials: Any = None) -> Source:
+    from obstore.store import GCSStore
+
+    parts = urlsplit(location)
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if emulator and "://" not in emulator:
+        emulator = f"http://{emulator}"
+    options: dict[str, Any] = {"base_url": emulator} if emulator else {}
+    if credentials is not None:
+        options["credential_provider"] = credentials
+    else:
+        options["skip_signature"] = True
+    try:
+        store = GCSStore(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            client_options=_client_options(bool(emulator) and str(emulator).startswith("http://")),  # type: ignore[arg-type]
+            retry_config=_NO_RETRIES,  # type: ignore[arg-type]
+            **options,
+        )
+    except Exception as error:
+        raise LocationError(
+            f"{location} cannot be opened ({str(error).splitlines()[0]}); check the bucket's name"
+            " and GOOGLE_APPLICATION_CREDENTIALS"
+        ) from error
+    return ObjectStoreSource(location, store)
+
+
+def _application_default_credentials() -> Any:
+    """obstore's credential provider over google-auth, which knows every kind of them.
+
+    Imported only for private buckets: it costs time that a public one need not wait for.
+    """
+    import google.auth
+    import google.auth.transport.requests
+
+    try:
+        credentials, _ = google.auth.default(
+            scopes=["https://www.googleapis.com/auth/devstorage.read_only"]
+        )
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise AccessError(
+            "the bucket is private and there are no Application Default Credentials here; mount a"
+            " key and set GOOGLE_APPLICATION_CREDENTIALS, use a service account, or make the bucket"
+            " public"
+        ) from error
+
+    def provide() -> dict[str, Any]:
+        if not credentials.valid:
+            credentials.refresh(google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
+        return {"token": credentials.token, "expires_at": None}
+
+    return provide
+
+
+def open_source(location: str | None) -> Source:
+    """The source `location` (CLIP_WEIGHTS) names. Raises LocationError."""
+    if location is None or not location.strip():
+        raise LocationError(f"CLIP_WEIGHTS is not set; {_HOW_TO_SET}")
+    location = location.strip().rstrip("/") or "/"
+    scheme, separator, rest = location.partition("://")
+    if not separator or scheme == "file":
+        return DirectorySource(location)
+    if not rest:
+        raise LocationError(f"CLIP_WEIGHTS is {location!r}, which names no place; {_HOW_TO_SET}")
+    if scheme in ("http", "https"):
+        return _http_source(location)
+    if scheme == "gs":
+        return _gcs_source(location)
+    raise LocationError(f"CLIP_WEIGHTS is {location!r}; {_HOW_TO_SET}")
+
+
+def with_credentials(source: Source) -> Source | None:
+    """`source` once more, with Application Default Credentials; None where they cannot help.
+
+    Asked for only when a bucket has refused an anonymous request, so that a public one waits for
+    neither an import nor a metadata server. Raises AccessError if there are none to be had.
+    """
+    if not source.location.startswith("gs://") or os.environ.get("STORAGE_EMULATOR_HOST"):
+        return None
+    return _gcs_source(source.location, _application_default_credentials())

@@ -1,0 +1,195 @@
+"""The Cog boundary: `setup` loads CLIP, `predict` embeds. Wiring, and nothing else.
+
+Set-up: `weights.pull` starts fetching at once, and the heavy imports run meanwhile → verified
+blocks become tensors → the network adopts them → both towers are warmed.
+A prediction: `image.prepare` or `text.tokenize` in a thread → `batching` → one forward pass for
+all that wait → 768 floats.
+"""
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import coglet
+import numpy as np
+from cog import BasePredictor, Input, Path, concurrent
+
+import weights
+from clip_embed import manifest
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Predictor(BasePredictor):
+    """Embeds text and images with OpenAI's CLIP ViT-L/14, or whichever CLIP is published."""
+
+    def setup(self) -> None:
+        """Pull the weights named by CLIP_WEIGHTS and make ready.
+
+        Raises WeightsError, ModelError or ValueError; Cog shows its sentence in /health-check.
+        """
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        clock = _Clock()
+        with weights.pull(os.environ.get("CLIP_WEIGHTS")) as pull:
+            # Imported here, not above: torch takes seconds, in which the pull gets its bytes.
+            from clip_embed import batching, embedder, image, tensors, text
+
+            clock.lap("import")
+            device = embedder.choose_device(os.environ.get("CLIP_DEVICE"))
+            dtype = embedder.choose_dtype(device)
+            loaded = tensors.load(pull.blocks(), device, dtype)
+            self._embedder = embedder.Embedder.build(pull.file(manifest.CONFIG_NAME), loaded)
+            self._tokenizer = text.Tokenizer(
+                pull.file(manifest.TOKENIZER_NAME), self._embedder.config.context_length
+            )
+            clock.lap("load")
+            self._batcher = batching.Batcher()
+            self._batcher.run(self._embedder.warm_up)
+            clock.lap("warm-up")
+        self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
+        self._images = batching.Lane(self._embedder.embed_images, limit=16, cost=lambda _: 0)
+        self._prepare_image = image.prepare
+        self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        self._finish = _Vector.of if _one_message_stays_flat() else _to_list
+        print(
+            f"ready: {pull.manifest.model} ({pull.manifest.source}),"
+            f" {self._embedder.config.embed_dim} floats, {device}, {str(dtype)[6:]};"
+            f" {clock}; pulled {pull.stats.line()}",
+            flush=True,
+        )
+
+    @concurrent(max=32)
+    async def predict(
+        self,
+        text: str | None = Input(
+            description="Text to embed. CLIP reads the first 75 tokens, about 50 words.",
+            default=None,
+        ),
+        image: Path | None = Input(
+            description="Image to embed: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC. If both"
+            " are sent, the image is embedded.",
+            default=None,
+        ),
+    ) -> list[float]:
+        """The CLIP feature of the image, or of the text: 768 floats, not normalised.
+
+        Raises InputError for input that cannot be embedded; the service stays ready.
+        """
+        from clip_embed import errors
+
+        started = time.perf_counter()
+        if image is not None:
+            if not isinstance(image, os.PathLike):
+                raise errors.ImageError(
+                    f"image is {str(image)[:80]!r}; send an http:// or https:// URL, or a data: URI"
+                )
+            if text:
+                print("text is ignored: an image was sent too")
+            pixels = await self._off_loop(
+                self._prepare_image, image, self._embedder.preprocessing, self._max_pixels
+            )
+            prepared = time.perf_counter()
+            done = await self._batcher.submit(self._images, pixels)
+            self.record_metric("image_width", pixels.width)
+            self.record_metric("image_height", pixels.height)
+        elif text:
+            tokens = await self._off_loop(self._tokenizer.tokenize, text)
+            prepared = time.perf_counter()
+            done = await self._batcher.submit(self._texts, tokens)
+            self.record_metric("tokens", len(tokens.ids))
+            self.record_metric("truncated", tokens.truncated)
+            if tokens.truncated:
+                print(f"text is cut: CLIP reads its first {len(tokens.ids) - 2} tokens")
+        else:
+            raise errors.NoInputError(
+                "nothing to embed: send text, such as 'a red bicycle', or an image"
+            )
+        self.record_metric("prepare_ms", round(1e3 * (prepared - started), 3))
+        self.record_metric("queue_ms", round(1e3 * done.queue_seconds, 3))
+        self.record_metric("encode_ms", round(1e3 * done.encode_seconds, 3))
+        return self._finish(done.result)  # type: ignore[no-any-return]
+
+    async def _off_loop(
+        self,
+        function: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **keywords: Arguments.kwargs,
+    ) -> Result:
+        """Run `function` in a thread, so that others' requests go on meanwhile."""
+        call = functools.partial(function, *arguments, **keywords)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+class _Clock:
+    """Seconds per stage of set-up."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._laps: list[str] = []
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._laps.append(f"{stage} {now - self._last:.2f} s")
+        self._last = now
+
+    def __str__(self) -> str:
+        return f"set-up {self._last - self._started:.2f} s ({', '.join(self._laps)})"
+
+
+def _max_pixels(default: int) -> int:
+    text = os.environ.get("CLIP_MAX_IMAGE_PIXELS", "").strip() or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"CLIP_MAX_IMAGE_PIXELS is {text!r}; give a whole number of pixels")
+    return int(text)
+
+
+# Cog 0.23 sends a list to its server element by element, about 30 ms for 768 floats. A NumPy array
+# goes as one message; and Cog's search for files among its elements, worth 3 ms more, enters only
+# what is exactly a list, so the array's `tolist` returns a subclass. (coglet: predictor.rs,
+# `process_single_output`; output.rs, `encode_files`.)
+
+
+class _Floats(list[float]):
+    """A list that Cog passes on whole."""
+
+
+class _Vector(np.ndarray[Any, np.dtype[np.float32]]):
+    """A vector that Cog sends as one message."""
+
+    @classmethod
+    def of(cls, vector: Any) -> Any:
+        return vector.view(cls)
+
+    def tolist(self) -> Any:
+        return _Floats(super().tolist())
+
+
+def _to_list(vector: Any) -> Any:
+    return vector.tolist()
+
+
+def _one_message_stays_flat() -> bool:
+    """Whether this is Cog's worker, and a single message reaches the client as a flat array.
+
+    Where the schema calls the output an array (a plain `cog build`), Cog wraps every message in a
+    list of its own, and one message would come out as [[…]]; `openapi.json` says it another way.
+    """
+    if not coglet.server.active:
+        return False
+    try:
+        with open(".cog/openapi_schema.json", encoding="utf-8") as file:
+            output = json.load(file)["components"]["schemas"]["Output"]
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(output, dict) and output.get("type") != "array"

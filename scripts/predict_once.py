@@ -1,0 +1,49 @@
+"""Start the service, make one prediction, print its output as JSON. See `scripts/predict`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import mimetypes
+import sys
+import urllib.error
+from pathlib import Path
+
+from local_server import CogServer
+
+
+def read_input(argument: str) -> tuple[str, str]:
+    """NAME=VALUE or NAME=@FILE, as `cog predict -i` takes them; a file becomes a data: URI."""
+    name, equals, value = argument.partition("=")
+    if not equals:
+        raise SystemExit(f"-i {argument}: write NAME=VALUE or NAME=@FILE")
+    if not value.startswith("@"):
+        return name, value
+    file = Path(value[1:])
+    if not file.is_file():
+        raise SystemExit(f"-i {argument}: there is no file {file}")
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return name, f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/predict", description=__doc__)
+    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE")
+    inputs = dict(map(read_input, parser.parse_args().input))
+    with CogServer({}, log=sys.stderr) as server:
+        try:
+            server.wait_ready()
+            response = server.predict(**inputs)
+        except RuntimeError as error:
+            raise SystemExit(str(error)) from error
+        except urllib.error.HTTPError as error:
+            raise SystemExit(error.read().decode()) from error
+    if response["status"] != "succeeded":
+        raise SystemExit(response["error"])
+    json.dump(response["output"], sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What several test files share: small published models, the emulator, the real Cog server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gcs_emulator import gcs_emulator
+from local_server import CogServer
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "tests" / "tiny.json"
+PHOTOS = sorted((ROOT / "examples").glob("*.jpg"))
+
+
+def publish(source: str, destination: str, model: str = str(TINY), **environment: str) -> str:
+    """Run scripts/publish_weights.py as a user does; what it printed."""
+    import os
+
+    command = [sys.executable, str(ROOT / "scripts" / "publish_weights.py"), source, destination]
+    done = subprocess.run(
+        [*command, "--model", model],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny random CLIP, published."""
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    publish("random:1", str(directory))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The URL of a running Cloud Storage emulator with an empty bucket called `models`."""
+    with gcs_emulator("models") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server(emulator: str) -> Iterator[CogServer]:
+    """The real Cog server, its weights pulled from the emulator."""
+    publish("random:1", "gs://models/tiny", STORAGE_EMULATOR_HOST=emulator)
+    environment = {"CLIP_WEIGHTS": "gs://models/tiny", "STORAGE_EMULATOR_HOST": emulator}
+    with CogServer(environment) as running:
+        running.wait_ready()
+        yield running

@@ -1,0 +1,359 @@
+"""A published model comes in: manifest → parallel ranges → verified blocks.
+
+Knows nothing of CLIP, Cog or torch. `pull` returns at once and fetches on threads whose time is
+spent in native code, so that a slow import in the caller's thread costs nothing extra. One request
+asks for one block, and every block is verified before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import crc32c
+
+from clip_embed.errors import (
+    AccessError,
+    CorruptError,
+    LocationError,
+    ManifestError,
+    TransferError,
+    WeightsError,
+)
+from clip_embed.manifest import (
+    BLOCK_SIZE,
+    MANIFEST_MAX_BYTES,
+    MANIFEST_NAME,
+    SHARD_SUFFIX,
+    SMALL_NAMES,
+    Block,
+    Manifest,
+    PublishedFile,
+    encode_checksum,
+)
+from clip_embed.sources import PassingError, Source, open_source, with_credentials
+
+log = logging.getLogger("clip_embed.weights")
+
+STREAMS = 16
+"""Requests in flight. One stream from Cloud Storage brings 50–200 MB/s."""
+
+ATTEMPTS = 8
+"""Tries per block, the first included."""
+
+MANIFEST_SECONDS = 10.0
+"""How long reading the manifest may take, retries included: set-up that cannot work fails soon."""
+
+STALL_SECONDS = 60.0
+"""A pull that lands no block for so long is given up."""
+
+
+@dataclass
+class PullStats:
+    """What a pull did so far; times are seconds since `pull` was called."""
+
+    streams: int = 0
+    manifest_seconds: float = 0.0
+    pull_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    bytes_total: int = 0
+    bytes_landed: int = 0
+    retries: int = 0
+
+    def line(self) -> str:
+        """For the log: how much came, how fast."""
+        rate = self.bytes_landed / max(self.pull_seconds - self.manifest_seconds, 1e-9) / 1e6
+        return (
+            f"{self.bytes_landed / 1e6:,.1f} MB in {self.pull_seconds:.2f} s ({rate:,.0f} MB/s,"
+            f" {self.streams} streams, {self.retries} retries, verified)"
+        )
+
+
+def pull(location: str | None, streams: int = STREAMS) -> Pull:
+    """Start fetching the model published at `location` and return at once.
+
+    Errors are raised where something is asked of the returned `Pull`.
+    """
+    return Pull(location, streams)
+
+
+@dataclass(frozen=True)
+class _Task:
+    file: PublishedFile
+    index: int
+
+    @property
+    def start(self) -> int:
+        return self.index * BLOCK_SIZE
+
+    @property
+    def end(self) -> int:
+        return min(self.start + BLOCK_SIZE, self.file.size)
+
+
+@dataclass
+class _State:
+    """What the threads share, under one lock."""
+
+    manifest: Manifest | None = None
+    tasks: deque[_Task] = field(default_factory=deque)
+    landed: deque[Block] = field(default_factory=deque)
+    small_files: dict[str, bytes] = field(default_factory=dict)
+    blocks_left: int = 0
+    error: WeightsError | None = None
+    closed: bool = False
+
+
+class Pull:
+    """A model on its way in. Close it, or use it as a context manager."""
+
+    def __init__(self, location: str | None, streams: int) -> None:
+        self._location = location
+        self._streams = streams
+        self._state = _State()
+        self._changed = threading.Condition()
+        self._started = time.perf_counter()
+        self._last_landing = self._started
+        self.stats = PullStats()
+        # Daemons: a process that gives up must not wait for the network.
+        threading.Thread(target=self._supervise, name="pull", daemon=True).start()
+
+    def __enter__(self) -> Pull:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fetch nothing more and let go of what has not been taken."""
+        with self._changed:
+            self._state.closed = True
+            self._state.tasks.clear()
+            self._state.landed.clear()
+            self._changed.notify_all()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is published; waits for it. Raises WeightsError."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.manifest or self._state.error)
+            if self._state.manifest is None:
+                raise self._failure()
+            return self._state.manifest
+
+    def file(self, name: str) -> bytes:
+        """One of the small files, whole; waits for it. Raises WeightsError."""
+        with self._changed:
+            self._changed.wait_for(lambda: name in self._state.small_files or self._state.error)
+            if name not in self._state.small_files:
+                raise self._failure()
+            return self._state.small_files[name]
+
+    def blocks(self) -> Iterator[Block]:
+        """The verified blocks of the shards, each once, in the order they land.
+
+        Raises WeightsError if the pull fails; what was yielded before is still right.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (
+                        self._state.landed
+                        or self._state.error
+                        or (self._state.manifest and not self._state.blocks_left)
+                    )
+                )
+                if self._state.landed:
+                    block = self._state.landed.popleft()
+                elif self._state.error:
+                    raise self._failure()
+                else:
+                    return
+            yield block
+
+    def _failure(self) -> WeightsError:
+        assert self._state.error is not None
+        return self._state.error
+
+    def _fail(self, error: WeightsError) -> None:
+        with self._changed:
+            if self._state.error is None:
+                self._state.error = error
+            self._state.tasks.clear()
+            self._changed.notify_all()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    # The supervisor: manifest, workers, progress, stall.
+
+    def _supervise(self) -> None:
+        try:
+            source, manifest = self._read_manifest(open_source(self._location))
+            self.stats.manifest_seconds = self._seconds()
+            self._start_workers(source, manifest)
+            self._watch(source.location)
+        except WeightsError as error:
+            self._fail(error)
+        except Exception as error:  # never leave the caller waiting
+            self._fail(WeightsError(f"pulling {self._location} failed: {error!r}"))
+
+    def _read_manifest(self, source: Source) -> tuple[Source, Manifest]:
+        deadline = self._started + MANIFEST_SECONDS
+        attempt, anonymous_refused = 0, False
+        while True:
+            try:
+                data = source.read(MANIFEST_NAME)
+                break
+            except FileNotFoundError as error:
+                raise LocationError(
+                    f"{source.location} holds no {MANIFEST_NAME}; publish a model there with"
+                    " scripts/publish_weights.py, or correct CLIP_WEIGHTS"
+                ) from error
+            except AccessError:
+                signed = None if anonymous_refused else with_credentials(source)
+                if signed is None:
+                    raise
+                source, anonymous_refused = signed, True
+            except PassingError as error:
+                attempt += 1
+                pause = _backoff(attempt)
+                if attempt >= ATTEMPTS or time.perf_counter() + pause > deadline:
+                    raise TransferError(
+                        f"{source.location}/{MANIFEST_NAME} cannot be read: {error}; check"
+                        " CLIP_WEIGHTS and the network"
+                    ) from error
+                self.stats.retries += 1
+                time.sleep(pause)
+        if len(data) > MANIFEST_MAX_BYTES:
+            raise ManifestError(f"{source.location}/{MANIFEST_NAME} is too large to be a manifest")
+        return source, Manifest.parse(bytes(data), source.location)
+
+    def _start_workers(self, source: Source, manifest: Manifest) -> None:
+        wanted = [
+            file for file in manifest.files if file.name in SMALL_NAMES or file in manifest.shards
+        ]
+        tasks = [_Task(file, index) for file in wanted for index in range(len(file.blocks))]
+        # First blocks first: small files are wanted soonest, and a shard's first block says what
+        # its other blocks are.
+        tasks.sort(key=lambda task: task.index > 0)
+        workers = min(self._streams, len(tasks))
+        self.stats.streams = workers
+        self.stats.bytes_total = sum(file.size for file in wanted)
+        with self._changed:
+            self._state.manifest = manifest
+            self._state.tasks.extend(tasks)
+            self._state.blocks_left = len(tasks)
+            self._changed.notify_all()
+        self._last_landing = time.perf_counter()
+        for number in range(workers):
+            name = f"pull-{number}"
+            threading.Thread(target=self._work, args=(source,), name=name, daemon=True).start()
+
+    def _watch(self, location: str) -> None:
+        with self._changed:
+            while True:
+                over = self._changed.wait_for(
+                    lambda: self._state.error or self._state.closed or not self._state.blocks_left,
+                    timeout=1.0,
+                )
+                if over:
+                    return
+                stats = self.stats
+                log.info(
+                    "pull: %.0f of %.0f MB after %.1f s",
+                    stats.bytes_landed / 1e6,
+                    stats.bytes_total / 1e6,
+                    self._seconds(),
+                )
+                if time.perf_counter() - self._last_landing > STALL_SECONDS:
+                    raise TransferError(
+                        f"{location}: nothing arrived for {STALL_SECONDS:.0f} s; check the network"
+                    )
+
+    # The workers: fetch, verify, land.
+
+    def _work(self, source: Source) -> None:
+        while True:
+            with self._changed:
+                if not self._state.tasks:
+                    return
+                task = self._state.tasks.popleft()
+            try:
+                data = self._fetch(source, task)
+            except WeightsError as error:
+                self._fail(error)
+                return
+            except Exception as error:  # never leave the caller waiting
+                self._fail(TransferError(f"{source.location}/{task.file.name}: {error!r}"))
+                return
+            self._land(task, data)
+
+    def _fetch(self, source: Source, task: _Task) -> memoryview:
+        """One block, verified; retried as often as is sensible."""
+        where = f"{source.location}/{task.file.name}"
+        for attempt in range(1, ATTEMPTS + 1):
+            corrupt = False
+            try:
+                data = source.read(task.file.name, task.start, task.end, task.file.generation)
+                if len(data) != task.end - task.start:
+                    raise PassingError(
+                        f"{len(data)} bytes came where {task.end - task.start} were asked for"
+                    )
+                if self._verify(data, task):
+                    return data
+                corrupt = True
+                problem = f"the checksum of block {task.index} is wrong"
+            except FileNotFoundError as error:
+                raise TransferError(
+                    f"{where} is not there any more, though the manifest lists it; the model was"
+                    " republished or removed while it was pulled: start again, or publish it again"
+                ) from error
+            except PassingError as error:
+                problem = str(error)
+            with self._changed:
+                if self._state.closed or self._state.error:
+                    raise TransferError(f"{where}: the pull was given up")
+                if attempt < ATTEMPTS:
+                    self.stats.retries += 1
+            if attempt < ATTEMPTS:
+                time.sleep(_backoff(attempt))
+        if corrupt:
+            raise CorruptError(
+                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged:"
+                " publish the model again"
+            )
+        raise TransferError(f"{where}: {problem} after {ATTEMPTS} attempts; check the network")
+
+    def _verify(self, data: memoryview, task: _Task) -> bool:
+        started = time.perf_counter()
+        checksum = crc32c.crc32c(data)
+        with self._changed:
+            self.stats.verify_seconds += time.perf_counter() - started
+        return encode_checksum(checksum) == task.file.blocks[task.index]
+
+    def _land(self, task: _Task, data: memoryview) -> None:
+        with self._changed:
+            state = self._state
+            if state.closed or state.error:
+                return
+            if task.file.name.endswith(SHARD_SUFFIX):
+                state.landed.append(Block(task.file, task.index, data))
+            else:
+                state.small_files[task.file.name] = bytes(data)
+            state.blocks_left -= 1
+            self.stats.bytes_landed += len(data)
+            self.stats.pull_seconds = self._seconds()
+            self._last_landing = time.perf_counter()
+            self._changed.notify_all()
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds before the next try: 50 ms doubling to 2 s, of which a random half is taken off so
+    that many replicas do not come back at once."""
+    return float(min(2.0, 0.05 * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
