@@ -91,7 +91,7 @@ class Batcher:
             # be left hanging.
             for waiting in [*batch, *self._waiting]:
                 if not waiting.future.done():
-                    waiting.future.set_exception(RuntimeError("the service is shutting down"))
+                    waiting.future.set_exception(RuntimeError("the batch was abandoned; try again"))
             self._waiting.clear()
 
     def _draw(self) -> list[_Waiting]:
@@ -116,7 +116,7 @@ class Batcher:
         started = perf_counter()
         try:
             results = await self._loop.run_in_executor(
-                self._device, lane.call, [waiting.item for waiting in batch]
+                self._device, _guarded, lane.call, [waiting.item for waiting in batch]
             )
             seconds = perf_counter() - started
             for waiting, result in zip(batch, results, strict=True):
@@ -133,3 +133,12 @@ class Batcher:
                 return
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
+
+
+def _guarded(call: Callable[[Sequence[Any]], Iterable[Any]], items: Sequence[Any]) -> Iterable[Any]:
+    """`call(items)`; an exit asked for in the device's thread is an error of this batch, where
+    asyncio would end the whole event loop with it."""
+    try:
+        return call(items)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the device's thread was told to end ({error!r})") from error

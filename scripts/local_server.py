@@ -122,7 +122,8 @@ class CogServer:
             except OSError:
                 pass
             else:
-                if health["status"] != "STARTING":
+                # The log follows the status by a moment.
+                if health["status"] != "STARTING" and health["setup"].get("logs"):
                     return health
             time.sleep(0.02)
         raise TimeoutError(f"the server was not ready after {timeout:.0f} s")

@@ -35,8 +35,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import weights
-from clip_embed import text
+from clip_embed import manifest, text
 from clip_embed.model import Clip, ClipConfig
 
 DEFAULT_MODEL = "ViT-L-14-quickgelu"
@@ -139,7 +138,7 @@ def shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, bytes, li
         groups[-1][name] = stored
         room -= stored.nbytes
     for number, group in enumerate(groups, 1):
-        name = f"model-{number:05}-of-{len(groups):05}{weights.SHARD_SUFFIX}"
+        name = f"model-{number:05}-of-{len(groups):05}{manifest.SHARD_SUFFIX}"
         yield name, safetensors.torch.save(group, metadata={"format": "pt"}), list(group)
 
 
@@ -249,25 +248,25 @@ class Bucket:
 
 def crc(data: bytes | memoryview) -> str:
     """crc32c of `data`, as Cloud Storage writes it."""
-    return weights.encode_checksum(crc32c.crc32c(data))
+    return manifest.encode_checksum(crc32c.crc32c(data))
 
 
-def describe(name: str, data: bytes, generation: str | None) -> weights.PublishedFile:
+def describe(name: str, data: bytes, generation: str | None) -> manifest.PublishedFile:
     """The manifest's entry for `data`."""
     view = memoryview(data)
-    blocks = range(0, len(data), weights.BLOCK_SIZE)
-    return weights.PublishedFile(
+    blocks = range(0, len(data), manifest.BLOCK_SIZE)
+    return manifest.PublishedFile(
         name=name,
         size=len(data),
         crc32c=crc(data),
         generation=generation,
-        blocks=tuple(crc(view[start : start + weights.BLOCK_SIZE]) for start in blocks),
+        blocks=tuple(crc(view[start : start + manifest.BLOCK_SIZE]) for start in blocks),
     )
 
 
 def publish(model: Model, destination: Destination) -> None:
     """Write everything `model` needs, the manifest last; skip what is there already."""
-    files: list[weights.PublishedFile] = []
+    files: list[manifest.PublishedFile] = []
     uploaded = skipped = 0
     full = sum(tensor.numel() * 4 for tensor in model.tensors.values())
     weight_map: dict[str, str] = {}
@@ -284,19 +283,19 @@ def publish(model: Model, destination: Destination) -> None:
                 generation, uploaded = destination.write(name, data, progress), uploaded + len(data)
             files.append(describe(name, data, generation))
 
-        put(weights.CONFIG_NAME, json.dumps(model.config, indent=1).encode())
-        put(weights.TOKENIZER_NAME, tokenizer_json())
+        put(manifest.CONFIG_NAME, json.dumps(model.config, indent=1).encode())
+        put(manifest.TOKENIZER_NAME, tokenizer_json())
         for name, data, names in shards(model.tensors):
             put(name, data)
             weight_map |= dict.fromkeys(names, name)
-        stored = sum(file.size for file in files if file.name.endswith(weights.SHARD_SUFFIX))
+        stored = sum(file.size for file in files if file.name.endswith(manifest.SHARD_SUFFIX))
         index = {"metadata": {"total_size": stored}, "weight_map": weight_map}
         put("model.safetensors.index.json", json.dumps(index, indent=1).encode())
-        manifest = weights.Manifest(model.name, model.source, tuple(files)).to_json()
-        there = destination.checksum(weights.MANIFEST_NAME)
-        if there is None or there[0] != crc(manifest):
-            progress.total += len(manifest)
-            destination.write(weights.MANIFEST_NAME, manifest, progress)
+        document = manifest.Manifest(model.name, model.source, tuple(files)).to_json()
+        there = destination.checksum(manifest.MANIFEST_NAME)
+        if there is None or there[0] != crc(document):
+            progress.total += len(document)
+            destination.write(manifest.MANIFEST_NAME, document, progress)
     print(
         f"{destination.location}: {model.name} ({model.source}), {stored / 1e6:,.1f} MB of weights"
         f" instead of {full / 1e6:,.1f} MB in float32 ({1 - stored / full:.0%} saved);"
