@@ -8,17 +8,15 @@ all that wait → 768 floats.
 
 import asyncio
 import functools
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import coglet
-import numpy as np
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
@@ -38,28 +36,37 @@ class Predictor(BasePredictor):
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
-        with weights.pull(os.environ.get("CLIP_WEIGHTS")) as pull:
+        with (
+            weights.pull(os.environ.get("CLIP_WEIGHTS")) as pull,
+            ThreadPoolExecutor(1, thread_name_prefix="load") as loader,
+        ):
             # Imported here, not above: torch takes seconds, in which the pull gets its bytes.
-            from clip_embed import batching, embedder, image, tensors, text
+            from clip_embed import tensors
+            from clip_embed.device import choose_device, choose_dtype
 
-            clock.lap("import")
-            device = embedder.choose_device(os.environ.get("CLIP_DEVICE"))
-            dtype = embedder.choose_dtype(device)
-            loaded = tensors.load(pull.blocks(), device, dtype)
-            self._embedder = embedder.Embedder.build(pull.file(manifest.CONFIG_NAME), loaded)
+            clock.lap("import torch")
+            device = choose_device(os.environ.get("CLIP_DEVICE"))
+            dtype = choose_dtype(device)
+            loading = loader.submit(tensors.load, pull.blocks(), device, dtype)
+            from clip_embed import batching, embedder, image, output, text
+
+            self._embedder = embedder.Embedder.build(
+                pull.file(manifest.CONFIG_NAME), loading.result()
+            )
             self._tokenizer = text.Tokenizer(
                 pull.file(manifest.TOKENIZER_NAME), self._embedder.config.context_length
             )
             clock.lap("load")
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
-            clock.lap("warm-up")
+            clock.lap("warm up")
         self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
         self._images = batching.Lane(self._embedder.embed_images, limit=16, cost=lambda _: 0)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
-        self._finish = _Vector.of if _one_message_stays_flat() else _to_list
+        in_one_message = coglet.server.active and output.one_message_stays_flat()
+        self._finish = output.as_one_message if in_one_message else output.as_list
         print(
             f"ready: {pull.manifest.model} ({pull.manifest.source}),"
             f" {self._embedder.config.embed_dim} floats, {device}, {str(dtype)[6:]};"
@@ -150,46 +157,3 @@ def _max_pixels(default: int) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"CLIP_MAX_IMAGE_PIXELS is {text!r}; give a whole number of pixels")
     return int(text)
-
-
-# Cog 0.23 sends a list to its server element by element, about 30 ms for 768 floats. A NumPy array
-# goes as one message; and Cog's search for files among its elements, worth 3 ms more, enters only
-# what is exactly a list, so the array's `tolist` returns a subclass. (coglet: predictor.rs,
-# `process_single_output`; output.rs, `encode_files`.)
-
-
-class _Floats(list[float]):
-    """A list that Cog passes on whole."""
-
-
-class _Vector(np.ndarray[Any, np.dtype[np.float32]]):
-    """A vector that Cog sends as one message."""
-
-    @classmethod
-    def of(cls, vector: Any) -> Any:
-        return vector.view(cls)
-
-    def tolist(self) -> Any:
-        return _Floats(super().tolist())
-
-
-def _to_list(vector: Any) -> Any:
-    return vector.tolist()
-
-
-def _one_message_stays_flat() -> bool:
-    """Whether this is Cog's worker, and a single message reaches the client as a flat array.
-
-    Where the schema calls the output an array (a plain `cog build`), Cog wraps every message in a
-    list of its own, and one message would come out as [[…]]; `openapi.json` says it another way.
-    """
-    if not coglet.server.active:
-        return False
-    try:
-        with open(".cog/openapi_schema.json", encoding="utf-8") as file:
-            output = json.load(file)["components"]["schemas"]["Output"]
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return isinstance(output, dict) and output.get("type") != "array"

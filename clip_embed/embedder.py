@@ -1,4 +1,4 @@
-"""Prepared inputs become vectors. Owns the device, the precision and the warm-up.
+"""Prepared inputs become vectors. Owns the network and its warm-up.
 
 Knows nothing of files, of Cog, or of who is waiting for the vectors.
 """
@@ -19,26 +19,6 @@ from clip_embed.model import Clip, ClipConfig
 from clip_embed.text import Tokens
 
 Vectors = npt.NDArray[np.float32]
-
-
-def choose_device(wanted: str | None) -> torch.device:
-    """`wanted` (CLIP_DEVICE) if given, else the GPU if there is one.
-
-    Raises ValueError for anything but "cuda" or "cpu", and for "cuda" where there is none.
-    """
-    if wanted not in (None, "", "cuda", "cpu"):
-        raise ValueError(f"CLIP_DEVICE is {wanted!r}; use 'cuda' or 'cpu', or leave it unset")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "CLIP_DEVICE is 'cuda', but torch sees no GPU; use 'cpu' or leave it unset"
-        )
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """float16 on a GPU, whose tensor cores it feeds and in which OpenAI released the weights;
-    float32 on a CPU, where anything narrower is slower."""
-    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 class Embedder:
@@ -111,12 +91,19 @@ class Embedder:
         values = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         return values.to(self.dtype)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run both towers once, so that the first prediction is an ordinary one."""
-        ids = np.array([self.config.vocab_size - 2, 0, self.config.vocab_size - 1])
+        """Make the first prediction an ordinary one: thread pools, kernels, the allocator.
+
+        One block of each tower is enough, because all are alike; on a CPU the other 23 of the
+        vision tower would cost most of a second.
+        """
         size = self.config.image_size
-        self.embed_texts([Tokens(ids, end=2, truncated=False)])
-        self.embed_images([Pixels(np.zeros((size, size, 3), np.uint8), size, size)])
+        batch = torch.zeros((1, size, size, 3), dtype=torch.uint8)
+        self._model.encode_image(self.normalise(batch), depth=1).cpu()
+        tokens = torch.zeros((1, 16), dtype=torch.int64, device=self.device)
+        ends = torch.full((1,), 15, device=self.device)
+        self._model.encode_text(tokens, ends, depth=1).cpu()
 
 
 def _finish(features: Tensor) -> Vectors:

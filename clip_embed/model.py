@@ -213,8 +213,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(config, activation) for _ in range(config.layers))
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        for block in self.resblocks:
+    def forward(self, x: Tensor, causal: bool, depth: int | None = None) -> Tensor:
+        for block in self.resblocks[:depth]:
             x = block(x, causal)
         return x
 
@@ -248,12 +248,12 @@ class VisionTower(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = _unset(width, config.embed_dim)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, depth: int | None) -> Tensor:
         x = self.conv1(pixels)
         class_token = self.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1)  # [B, P, W]
         x = self.ln_pre(x + self.positional_embedding)
-        x = self.transformer(x, causal=False)
+        x = self.transformer(x, causal=False, depth=depth)
         return self.ln_post(x[:, 0]) @ self.proj  # type: ignore[no-any-return]  # [B, D]
 
 
@@ -295,24 +295,25 @@ class Clip(nn.Module):
             raise ModelError(f"the weights do not fit the network: {'; '.join(problems[:3])}{more}")
         self.load_state_dict(tensors, strict=True, assign=True)
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    def encode_image(self, pixels: Tensor, depth: int | None = None) -> Tensor:
         """Features of images, not normalised.
 
         pixels: [B, 3, S, S], normalised with the model's mean and standard deviation, in the
-        parameters' dtype. Returns [B, D] in the same dtype.
+        parameters' dtype. depth: run only so many blocks, to warm up. Returns [B, D] in the same
+        dtype.
         """
-        return self.visual(pixels)  # type: ignore[no-any-return]
+        return self.visual(pixels, depth)  # type: ignore[no-any-return]
 
-    def encode_text(self, tokens: Tensor, ends: Tensor) -> Tensor:
+    def encode_text(self, tokens: Tensor, ends: Tensor, depth: int | None = None) -> Tensor:
         """Features of texts, not normalised.
 
         tokens: int64 [B, L], L at most context_length. ends: int64 [B], the position of each
         text's end-of-text token, whose feature is the text's. Attention is causal, so tokens after
-        it change nothing, and L need only reach the last of them. Returns [B, D].
+        it change nothing, and L need only reach the last of them. depth: as above. Returns [B, D].
         """
         x = self.token_embedding(tokens)  # [B, L, W]
         x = x + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True)
+        x = self.transformer(x, causal=True, depth=depth)
         x = x[torch.arange(len(x), device=x.device), ends]  # [B, W]
         return self.ln_final(x) @ self.text_projection  # type: ignore[no-any-return]
 
