@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from gcs_emulator import gcs_emulator
 from local_server import ROOT, CogServer
 

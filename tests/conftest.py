@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gcs_emulator import gcs_emulator
 from local_server import CogServer
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-import transformers
-from conftest import PHOTOS, ROOT, TINY, publish
 from PIL import Image
 
 import weights
+from benchmarks.peers.convert import transformers_model
 from clip_embed import image, manifest, tensors, text
 from clip_embed.embedder import Embedder
 from clip_embed.errors import ModelError
 from clip_embed.model import Clip, ClipConfig
+from conftest import PHOTOS, ROOT, TINY, publish
 
 CAPTIONS = [
     "a diagram",
@@ -28,8 +27,6 @@ CAPTIONS = [
     "the end comes <end_of_text> early",
     "word " * 200,
 ]
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class References:
@@ -54,7 +51,7 @@ class References:
             mean=open_clip.OPENAI_DATASET_MEAN,
             std=open_clip.OPENAI_DATASET_STD,
         )
-        self.transformers = _transformers_model(self.config, loaded)
+        self.transformers = transformers_model(self.config, loaded)
 
 
 @pytest.fixture(scope="module")
@@ -67,72 +64,6 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> References:
     directory = tmp_path_factory.mktemp("full") / "model"
     publish("random:0", str(directory), model="ViT-L-14-quickgelu")
     return References(directory, "ViT-L-14-quickgelu")
-
-
-def _transformers_model(config: ClipConfig, loaded: Tensors) -> transformers.CLIPModel:
-    """transformers' CLIPModel with our tensors under its names."""
-    towers = {
-        "vision_config": (config.vision, {"image_size": config.image_size}),
-        "text_config": (config.text, {"vocab_size": config.vocab_size}),
-    }
-    settings = {
-        name: {
-            "hidden_size": tower.width,
-            "intermediate_size": int(tower.width * tower.mlp_ratio),
-            "num_hidden_layers": tower.layers,
-            "num_attention_heads": tower.heads,
-            "projection_dim": config.embed_dim,
-            "hidden_act": "quick_gelu",
-            **more,
-        }
-        for name, (tower, more) in towers.items()
-    }
-    settings["vision_config"]["patch_size"] = config.patch_size
-    settings["text_config"]["eos_token_id"] = config.vocab_size - 1
-    with torch.device("meta"):
-        model = transformers.CLIPModel(
-            transformers.CLIPConfig(projection_dim=config.embed_dim, **settings)
-        )
-    state = {
-        "logit_scale": loaded["logit_scale"],
-        "visual_projection.weight": loaded["visual.proj"].T,
-        "text_projection.weight": loaded["text_projection"].T,
-        "vision_model.embeddings.class_embedding": loaded["visual.class_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": loaded["visual.conv1.weight"],
-        "vision_model.embeddings.position_embedding.weight": loaded["visual.positional_embedding"],
-        "text_model.embeddings.token_embedding.weight": loaded["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": loaded["positional_embedding"],
-    }
-    for ours, theirs in (
-        ("visual.ln_pre", "vision_model.pre_layrnorm"),
-        ("visual.ln_post", "vision_model.post_layernorm"),
-        ("ln_final", "text_model.final_layer_norm"),
-    ):
-        for kind in ("weight", "bias"):
-            state[f"{theirs}.{kind}"] = loaded[f"{ours}.{kind}"]
-    for ours, theirs, tower in (
-        ("visual.transformer", "vision_model", config.vision),
-        ("transformer", "text_model", config.text),
-    ):
-        for layer in range(tower.layers):
-            a, b = f"{ours}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}"
-            for kind in ("weight", "bias"):
-                qkv = loaded[f"{a}.attn.in_proj_{kind}"].chunk(3)
-                for letter, part in zip("qkv", qkv, strict=True):
-                    state[f"{b}.self_attn.{letter}_proj.{kind}"] = part
-                for mine, other in (
-                    ("attn.out_proj", "self_attn.out_proj"),
-                    ("ln_1", "layer_norm1"),
-                    ("ln_2", "layer_norm2"),
-                    ("mlp.c_fc", "mlp.fc1"),
-                    ("mlp.c_proj", "mlp.fc2"),
-                ):
-                    state[f"{b}.{other}.{kind}"] = loaded[f"{a}.{mine}.{kind}"]
-    model.load_state_dict(state, strict=False, assign=True)
-    for part in (model.vision_model, model.text_model):  # buffers, not weights
-        length = part.embeddings.position_ids.shape[-1]
-        part.embeddings.position_ids = torch.arange(length).expand(1, -1)
-    return model.eval()
 
 
 def assert_same_vectors(ours: np.ndarray, reference: torch.Tensor) -> None:

@@ -1,0 +1,51 @@
+"""Our figures and the peers', from one run on one machine.
+
+    bench.py cold-start|download [--runs N] [--json FILE]
+
+cold-start  process start → READY of the real Cog server, full-size ViT-L/14
+download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
+
+Machines are noisy: quote medians and ratios. Everything runs in turn, after a warm-up of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+BENCHMARKS = ("cold-start", "download")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there, too")
+    arguments = parser.parse_args()
+
+    from benchmarks import report
+
+    benchmark = importlib.import_module(f"benchmarks.{arguments.benchmark.replace('-', '_')}")
+    text, figures = benchmark.run(arguments.runs)
+    print(f"\nbench.py {arguments.benchmark}: {report.machine()}\n\n{text}")
+    if arguments.json:
+        document = {
+            "benchmark": arguments.benchmark,
+            "machine": report.machine(),
+            "figures": [
+                {**dataclasses.asdict(figure), "median": figure.median} for figure in figures
+            ],
+        }
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `scripts/bench.py` measures, one file each; `peers/` holds what we are held against."""

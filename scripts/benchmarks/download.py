@@ -1,0 +1,183 @@
+"""855 MB from a Cloud Storage API on this machine, and from nginx that limits every connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from google.cloud.storage import transfer_manager
+
+import publish_weights
+import weights
+from benchmarks.bucket import PREFIX, filled_bucket
+from benchmarks.report import Figure, in_turn, table
+from local_server import CACHE, free_port
+
+CONNECTION_RATE = 50_000_000  # bytes/s
+STREAMS = (4, 8, 16)
+
+GCSFS = """
+import sys, time, gcsfs
+fs = gcsfs.GCSFileSystem(token="anon", endpoint_url=sys.argv[1])
+starts = [n * 8 * 2**20 for n in range(8)]
+ends = [start + 8 * 2**20 for start in starts]
+for _ in range(2):  # the first to warm up
+    begin = time.perf_counter()
+    fs.cat_ranges([sys.argv[2]] * 8, starts, ends)
+    seconds = time.perf_counter() - begin
+print(8 * 8 * 2**20 / 1e6 / seconds)
+"""
+
+
+def ours(location: str, streams: int = weights.STREAMS) -> float:
+    """MB/s of a whole pull, manifest and verification included."""
+    begin = time.perf_counter()
+    with weights.pull(location, streams) as pull:
+        for _ in pull.blocks():
+            pass
+        return pull.stats.bytes_landed / 1e6 / (time.perf_counter() - begin)
+
+
+def unverified(location: str) -> float:
+    """The same with verification left out: what it costs is the difference."""
+    with mock.patch.object(weights.Pull, "_verify", return_value=True):
+        return ours(location)
+
+
+def timed(megabytes: float, call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return megabytes / (time.perf_counter() - begin)
+
+
+def run(runs: int) -> tuple[str, list[Figure]]:
+    """Everything `bench.py download` prints, and its figures."""
+    CACHE.mkdir(exist_ok=True)
+    with (
+        filled_bucket(peers=True) as url,
+        tempfile.TemporaryDirectory(dir=CACHE) as directory,
+    ):
+        figures = in_turn(_from_bucket(url, Path(directory)), runs, "MB/s", more_is_better=True)
+        mine, bare = figures[0], figures[1]
+        cost = 1 - mine.median / bare.median
+        parts = [
+            table("from the emulator", figures, mine),
+            f"Verification costs {max(cost, 0):.1%} of the pull's wall time.",
+        ]
+        limited = _limited(Path(directory), runs)
+    rows = [
+        f"| {figure.name} | {figure.median:,.0f} | {figure.median / expected:.2f} |"
+        for figure, expected in limited
+    ]
+    head = "| nginx, 50 MB/s per connection | MB/s | of N × 50 |\n|---|---|---|"
+    parts.append("\n".join([head, *rows]))
+    return "\n\n".join(parts), [*figures, *(figure for figure, _ in limited)]
+
+
+def _from_bucket(url: str, directory: Path) -> dict[str, Callable[[], float]]:
+    client = storage.Client(project="emulator", credentials=AnonymousCredentials())
+    blob = client.bucket("models").blob("open_clip/open_clip_model.safetensors")
+    blob.reload()
+    megabytes = blob.size / 1e6
+    file = str(directory / "downloaded")
+    config = directory / "curl.conf"
+    config.write_text(_curl_config(url, client))
+
+    def manager(kind: str) -> float:
+        return timed(
+            megabytes,
+            lambda: transfer_manager.download_chunks_concurrently(blob, file, worker_type=kind),
+        )
+
+    def some_ranges() -> float:
+        # In a process of its own: it brings gRPC, whose threads disturb transfer_manager's forks.
+        environment = {**os.environ, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        command = [sys.executable, "-c", GCSFS, url, f"models/{blob.name}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    def curl() -> float:
+        command = ["curl", "--silent", "--fail", "--parallel", "--parallel-immediate"]
+        command += ["--parallel-max", str(weights.STREAMS), "--config", str(config)]
+        return timed(megabytes, lambda: subprocess.run(command, check=True))
+
+    return {
+        "this service": lambda: ours(PREFIX),
+        "this service, unverified": lambda: unverified(PREFIX),
+        "transfer_manager, processes": lambda: manager(transfer_manager.PROCESS),
+        "transfer_manager, threads": lambda: manager(transfer_manager.THREAD),
+        "gcsfs cat_ranges (64 MiB of it)": some_ranges,
+        "curl --parallel, the same ranges": curl,
+    }
+
+
+def _curl_config(url: str, client: storage.Client) -> str:
+    """curl's configuration: every block of every shard of ours, thrown away."""
+    lines = []
+    for blob in client.list_blobs("models", prefix=PREFIX.removeprefix("gs://models/")):
+        if blob.name.endswith(".safetensors"):
+            for start in range(0, blob.size, weights.BLOCK_SIZE):
+                end = min(start + weights.BLOCK_SIZE, blob.size) - 1
+                lines += [f'url = "{url}/models/{blob.name}"', f'range = "{start}-{end}"']
+                lines += ['output = "/dev/null"', "next"]  # `next`: a range for each URL
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _limited(directory: Path, runs: int) -> list[tuple[Figure, float]]:
+    """Rates from nginx with N streams, beside what N limited connections can bring."""
+    if shutil.which("nginx") is None:
+        print("  nginx is not installed: the scaling with streams is not measured")
+        return []
+    model = publish_weights.read_model("random:0", publish_weights.DEFAULT_MODEL)
+    publish_weights.publish(model, publish_weights.Directory(str(directory / "web")))
+    del model
+    with nginx(directory, CONNECTION_RATE) as location:
+        what = {
+            f"{streams} streams": lambda streams=streams: ours(location, streams)
+            for streams in STREAMS
+        }
+        figures = in_turn(what, runs, "MB/s", more_is_better=True)
+    return [
+        (figure, streams * CONNECTION_RATE / 1e6)
+        for figure, streams in zip(figures, STREAMS, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def nginx(directory: Path, rate: int) -> Iterator[str]:
+    """The real nginx on directory/web, `rate` bytes/s per connection; yields its URL."""
+    port = free_port()
+    config = directory / "nginx.conf"
+    config.write_text(
+        f"""
+        daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr crit;
+        user {os.environ.get("USER", "root")};
+        events {{ worker_connections 256; }}
+        http {{
+            access_log off; sendfile on; keepalive_requests 10000;
+            # nginx waits after every chunk but the last: small chunks make the limit exact.
+            sendfile_max_chunk 256k;
+            client_body_temp_path {directory}/t1; proxy_temp_path {directory}/t2;
+            fastcgi_temp_path {directory}/t3; uwsgi_temp_path {directory}/t4;
+            scgi_temp_path {directory}/t5;
+            server {{ listen 127.0.0.1:{port}; root {directory}/web; limit_rate {rate}; }}
+        }}
+        """
+    )
+    process = subprocess.Popen(["nginx", "-p", str(directory), "-c", str(config)])
+    try:
+        time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
