@@ -7,6 +7,7 @@ floating-point, palette, greyscale and CMYK pixels are converted before they are
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +22,15 @@ from PIL import Image, UnidentifiedImageError
 from clip_embed.errors import ImageError, ModelError
 
 # What Pillow may try, and nothing else: its rarer decoders are an attack surface without a user.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")
+# MPO, several JPEGs in one, is opened as JPEG: Pillow registers no opener of that name.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC"
 
 DEFAULT_MAX_PIXELS = 100_000_000
 
 # A long strip resized as CLIP resizes it would be mostly cropped away again: 1 × 20,000 pixels
 # become 224 × 4,480,000. Beyond this many pixels only the part that survives is computed, which
-# differs from the whole by at most 1 of 255 (box coordinates round differently).
+# differs from the whole by at most 2 of 255 (coordinates round differently, in each direction).
 WHOLE_RESIZE_MAX_PIXELS = 16_000_000
 
 # EXIF orientation → what makes the image upright. Source: CIPA DC-008 (EXIF 2.32), tag 0x0112.
@@ -138,8 +140,8 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ImageError(
-            f"{name} is {image.width} × {image.height}, {pixels / 1e6:,.1f} million pixels; the"
-            f" limit is {max_pixels / 1e6:,.1f} million (CLIP_MAX_IMAGE_PIXELS); send it smaller"
+            f"{name} is {image.width} × {image.height}, {pixels:,} pixels; the limit is"
+            f" {max_pixels:,} (CLIP_MAX_IMAGE_PIXELS); send it smaller"
         )
 
 
@@ -156,7 +158,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        grey = np.asarray(image)
+        eight_bit = _to_8_bit(grey)
+        if "transparency" in image.info:  # the one transparent value of a 16-bit PNG
+            eight_bit[grey == image.info["transparency"]] = 255
+        return Image.fromarray(eight_bit).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -168,15 +174,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(grey: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """One channel of 16- or 32-bit integers, or of floats, to 0–255.
 
-    Integers are read as 16-bit, where 65535 is white, unless none exceeds 255. Floats are read as
-    0–1 unless one exceeds 1; then as 0–255. What lies outside is clipped; NaN is black.
+    Integers are read as 16-bit, where 65535 is white; 32-bit ones as 8-bit if none exceeds 255.
+    Floats are read as 0–1 unless one exceeds 1; then as 0–255. What lies outside is clipped; NaN is
+    black, infinity white.
     """
-    values = np.nan_to_num(grey.astype(np.float32), nan=0.0)
-    highest = float(values.max(initial=0.0))
+    values = np.where(np.isnan(grey), 0, grey).astype(np.float32)
+    highest = float(values.max(initial=0.0, where=np.isfinite(values)))
     if np.issubdtype(grey.dtype, np.floating):
         scale = 255.0 if highest <= 1.0 else 1.0
     else:
-        scale = 255.0 / 65535.0 if highest > 255.0 or grey.dtype == np.uint16 else 1.0
+        scale = 255.0 / 65535.0 if highest > 255.0 or grey.dtype.itemsize == 2 else 1.0
     eight_bit: npt.NDArray[np.uint8] = np.clip(values * scale, 0, 255).round().astype(np.uint8)
     return eight_bit
 
@@ -195,10 +202,33 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.
         if (new_width, new_height) != (width, height):
             image = image.resize((new_width, new_height), preprocessing.resample)
         return image.crop((left, top, left + size, top + size))
-    box = (
-        left * width / new_width,
-        top * height / new_height,
-        (left + size) * width / new_width,
-        (top + size) * height / new_height,
-    )
-    return image.resize((size, size), preprocessing.resample, box=box)
+    return _resize_part(image, (new_width, new_height), (left, top), preprocessing)
+
+
+def _resize_part(
+    image: Image.Image,
+    new_size: tuple[int, int],
+    corner: tuple[int, int],
+    preprocessing: Preprocessing,
+) -> Image.Image:
+    """The square at `corner` of `image` resized to `new_size`, from no more than it draws on."""
+    size, resample = preprocessing.size, preprocessing.resample
+    # A pass in one direction rounds to 8 bits before the other begins, so their order shows. This
+    # is Pillow 13's choice for the whole; for a part it would often choose otherwise.
+    down_first = image.height - new_size[1] > 2 * max(image.width - new_size[0], 0)
+    spans = []
+    for old, new, first in zip(image.size, new_size, corner, strict=True):
+        scale = old / new
+        begin, end = first * scale, (first + size) * scale
+        # Bicubic draws on two source pixels either way, and on more as it shrinks.
+        reach = math.ceil(2 * max(scale, 1.0)) + 1
+        low, high = max(math.floor(begin) - reach, 0), min(math.ceil(end) + reach, old)
+        spans.append((low, high, begin - low, end - low))
+    (left, right, x0, x1), (top, bottom, y0, y1) = spans
+    # Cut first: Pillow keeps a box in float32, too coarse far along a strip.
+    image = image.crop((left, top, right, bottom))
+    if down_first:
+        image = image.resize((image.width, size), resample, box=(0, y0, image.width, y1))
+        return image.resize((size, size), resample, box=(x0, 0, x1, size))
+    image = image.resize((size, image.height), resample, box=(x0, 0, x1, image.height))
+    return image.resize((size, size), resample, box=(0, y0, size, y1))

@@ -6,6 +6,7 @@ Cleaning and byte-pair encoding are those CLIP was trained with; ids equal open_
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 
 import ftfy
@@ -21,6 +22,15 @@ MAX_CHARACTERS = 200_000
 
 START = "<start_of_text>"
 END = "<end_of_text>"
+
+# The literal text of special tokens, one after another, or the "<" of one that open_clip does not
+# take for a special token, because its pattern gives that "<" to the punctuation before it. The
+# pattern ignores case, by which 'ſ' is an 's'.
+_SPECIAL_OR_SWALLOWED = re.compile(
+    r"((?<![^\w\s])(?<!_)(?:<(?:[sſ]tart|end)_of_text>)+)|<(?=(?:start|end)_of_text>)"
+)
+# Python refuses to read longer numbers; as character references, they name no character anyway.
+_ENDLESS_REFERENCE = re.compile(r"&#[0-9]{4301,};?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,8 @@ class Tokenizer:
             raise TextError(
                 f"text is {text[:40]!r}, which holds no visible character; send at least one word"
             )
-        ids = [self._start, *self._bpe.encode(cleaned, add_special_tokens=False).ids, self._end]
+        parted = _part(cleaned)
+        ids = [self._start, *self._bpe.encode(parted, add_special_tokens=False).ids, self._end]
         truncated = len(text) > MAX_CHARACTERS or len(ids) > self._context_length
         if len(ids) > self._context_length:
             ids = [*ids[: self._context_length - 1], self._end]
@@ -78,5 +89,18 @@ def clean(text: str) -> str:
     """CLIP's cleaning: mended encoding, HTML entities resolved twice, single spaces, lower case."""
     # Surrogates cannot be encoded: pairs become the character they stand for, others U+FFFD.
     text = text[:MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _unescape(_unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def _part(text: str) -> str:
+    """Spaces, which change no ids by themselves, where open_clip's pattern parts and ours does not.
+
+    To that pattern U+0345 is neither letter nor sign, for its capital is a letter: it is dropped.
+    """
+    text = text.replace("\N{COMBINING GREEK YPOGEGRAMMENI}", " ")
+    return _SPECIAL_OR_SWALLOWED.sub(lambda match: match[1] or "< ", text)
+
+
+def _unescape(text: str) -> str:
+    return html.unescape(_ENDLESS_REFERENCE.sub("\N{REPLACEMENT CHARACTER}", text))

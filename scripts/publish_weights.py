@@ -36,6 +36,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clip_embed import manifest, text
+from clip_embed.errors import ModelError
 from clip_embed.model import Clip, ClipConfig
 
 DEFAULT_MODEL = "ViT-L-14-quickgelu"
@@ -93,6 +94,10 @@ def read_model(source: str, model: str) -> Model:
 def _architecture(model: str) -> tuple[str, dict[str, Any]]:
     """open_clip's name and configuration of `model`, a name or a JSON file."""
     if model.endswith(".json"):
+        try:
+            json.loads(Path(model).read_bytes())
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{model} cannot be read as a model config: {error}") from error
         open_clip.add_model_config(model)
         model = Path(model).stem
     model_cfg = open_clip.get_model_config(model)
@@ -102,17 +107,23 @@ def _architecture(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        state = safetensors.torch.load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    return {
-        name.removeprefix("module."): tensor.float()
-        for name, tensor in state.items()
-        # OpenAI's own checkpoints carry these beside the parameters.
-        if name not in ("input_resolution", "context_length", "vocab_size")
-    }
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        return {
+            name.removeprefix("module."): tensor.float()
+            for name, tensor in state.items()
+            # OpenAI's own checkpoints carry these beside the parameters.
+            if name not in ("input_resolution", "context_length", "vocab_size")
+        }
+    except Exception as error:  # torch's own message advises to run what is in the file
+        raise SystemExit(
+            f"{path} is not a checkpoint of named tensors and nothing else"
+            f" ({type(error).__name__}); save its state_dict alone and publish that"
+        ) from error
 
 
 # --- converting -----------------------------------------------------------------------------
@@ -156,7 +167,8 @@ def tokenizer_json() -> bytes:
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False)
     )
-    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+    # CLIP's pattern ignores case, by which 'ſ' is an 's'; cleaning has lowered all else.
+    pattern = r"<ſtart_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "removed", invert=True),
@@ -189,7 +201,6 @@ class Directory:
     def __init__(self, location: str) -> None:
         self.location = location
         self._path = Path(location).expanduser()
-        self._path.mkdir(parents=True, exist_ok=True)
 
     def checksum(self, name: str) -> tuple[str, str | None] | None:
         try:
@@ -198,6 +209,7 @@ class Directory:
             return None
 
     def write(self, name: str, data: bytes, progress: tqdm[Any]) -> str | None:
+        self._path.mkdir(parents=True, exist_ok=True)
         partial = self._path / f".{name}.partial"
         partial.write_bytes(data)
         os.replace(partial, self._path / name)
@@ -241,6 +253,10 @@ class Bucket:
 
     def write(self, name: str, data: bytes, progress: tqdm[Any]) -> str | None:
         blob = self._bucket.blob(self._prefix + name)
+        if name == manifest.MANIFEST_NAME:
+            # Else caches may serve an hour-old one from a public bucket, naming generations that
+            # are gone. (Cloud Storage, "Cache-Control": public objects default to max-age=3600.)
+            blob.cache_control = "no-store"
         file = _Watched(data, progress)
         blob.upload_from_file(file, size=len(data), checksum="crc32c")
         return str(blob.generation)
@@ -312,8 +328,13 @@ def main() -> None:
     parser.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL)
     arguments = parser.parse_args()
     kind = Bucket if arguments.destination.startswith("gs://") else Directory
+    if kind is Directory and "://" in arguments.destination:
+        parser.error(f"DEST is {arguments.destination!r}; give gs://bucket/prefix or a directory")
     destination: Destination = kind(arguments.destination)
-    publish(read_model(arguments.source, arguments.model), destination)
+    try:
+        publish(read_model(arguments.source, arguments.model), destination)
+    except ModelError as error:
+        raise SystemExit(f"{arguments.source}: {error}") from error
 
 
 if __name__ == "__main__":
