@@ -133,6 +133,8 @@ class Pull:
         """Fetch nothing more and let go of what has not been taken."""
         with self._changed:
             self._state.closed = True
+            if self._state.error is None:
+                self._state.error = TransferError("the pull was closed")
             self._state.tasks.clear()
             self._state.landed.clear()
             self._changed.notify_all()
@@ -223,7 +225,8 @@ class Pull:
             except PassingError as error:
                 attempt += 1
                 pause = _backoff(attempt)
-                if attempt >= ATTEMPTS or time.perf_counter() + pause > deadline:
+                late = self._state.closed or time.perf_counter() + pause > deadline
+                if attempt >= ATTEMPTS or late:
                     raise TransferError(
                         f"{source.location}/{MANIFEST_NAME} cannot be read: {error}; check"
                         " CLIP_WEIGHTS and the network"
@@ -246,6 +249,8 @@ class Pull:
         self.stats.streams = workers
         self.stats.bytes_total = sum(file.size for file in wanted)
         with self._changed:
+            if self._state.closed:
+                return
             self._state.manifest = manifest
             self._state.tasks.extend(tasks)
             self._state.blocks_left = len(tasks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,13 +81,13 @@ class Manifest:
         if not isinstance(document, dict) or document.get("format") != MANIFEST_FORMAT:
             raise ManifestError(f"{where} is not a manifest of this service; {again}")
         version, block_size = document.get("version"), document.get("block_size")
-        if version != MANIFEST_VERSION:
+        if type(version) is not int or version != MANIFEST_VERSION:
             raise ManifestError(
-                f"{where} has format version {version!r}; this service reads version"
+                f"{where} has format version {reprlib.repr(version)}; this service reads version"
                 f" {MANIFEST_VERSION}: update the service, or {again}"
             )
         if block_size != BLOCK_SIZE:
-            raise ManifestError(f"{where} has blocks of {block_size!r} bytes; {again}")
+            raise ManifestError(f"{where} has blocks of {reprlib.repr(block_size)} bytes; {again}")
         try:
             files = tuple(_parse_file(entry) for entry in _expect(document.get("files"), list))
             manifest = cls(
@@ -109,7 +110,7 @@ class Manifest:
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.80} stands where a {kind.__name__} belongs")
+        raise TypeError(f"{reprlib.repr(value)} stands where a {kind.__name__} belongs")
     return value
 
 
@@ -138,10 +139,13 @@ def encode_checksum(value: int) -> str:
 
 def decode_checksum(text: str) -> int:
     """The inverse of `encode_checksum`. Raises ValueError if `text` is not such a checksum."""
-    data = base64.b64decode(text, validate=True)
-    if len(data) != 4:
-        raise ValueError(f"{text!r:.80} is not a crc32c")
-    return int.from_bytes(data, "big")
+    try:
+        value = int.from_bytes(base64.b64decode(text, validate=True), "big")
+        if encode_checksum(value) == text:
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{text!r:.80} is not a crc32c")
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,10 @@ def parse_safetensors_header(first: memoryview, size: int, where: str) -> list[T
         infos = [
             TensorInfo(
                 name=name,
-                dtype=entry["dtype"],
-                shape=tuple(int(side) for side in entry["shape"]),
-                start=begin + int(entry["data_offsets"][0]),
-                end=begin + int(entry["data_offsets"][1]),
+                dtype=_expect(entry["dtype"], str),
+                shape=tuple(_expect(side, int) for side in entry["shape"]),
+                start=begin + _expect(entry["data_offsets"][0], int),
+                end=begin + _expect(entry["data_offsets"][1], int),
             )
             for name, entry in header.items()
             if name != "__metadata__"

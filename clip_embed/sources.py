@@ -98,11 +98,14 @@ def _from_obstore(error: Exception, where: str) -> Exception:
     message = str(error).split("\n", 1)[0]
     status = re.search(r"status code: (\d{3})", message)
     code = int(status.group(1)) if status else None
-    if isinstance(error, FileNotFoundError) or code == 404:
+    # For obstore's web store a 405 is FileNotFoundError, too.
+    if code == 404 or (code is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(where)
     if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
+        # Without a status it was google-auth that failed; obstore quotes it.
+        cause = f"HTTP {code}" if code else message.rpartition("credential provider: ")[2]
         return AccessError(
-            f"{where} refuses access (HTTP {code}); make the bucket readable, or give this service"
+            f"{where} refuses access ({cause}); make the bucket readable, or give this service"
             " credentials that may read it (Application Default Credentials)"
         )
     if isinstance(error, exceptions.NotSupportedError):
@@ -146,20 +149,18 @@ def _http_source(location: str) -> Source:
     from obstore.store import HTTPStore
 
     parts = urlsplit(location)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise LocationError(
-            "CLIP_WEIGHTS holds a user name, a password, a query or a fragment, which an https://"
-            " location cannot have here; use a plain https://host/prefix"
-        )
     if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise LocationError(
             f"{location} is not encrypted; use https:// (http:// only on this host)"
         )
-    store = HTTPStore.from_url(
-        location,
-        client_options=_client_options(parts.scheme == "http"),  # type: ignore[arg-type]
-        retry_config=_NO_RETRIES,  # type: ignore[arg-type]
-    )
+    try:
+        store = HTTPStore.from_url(
+            location,
+            client_options=_client_options(parts.scheme == "http"),  # type: ignore[arg-type]
+            retry_config=_NO_RETRIES,  # type: ignore[arg-type]
+        )
+    except Exception as error:
+        raise LocationError(f"{location} cannot be opened ({error}); {_HOW_TO_SET}") from error
     return ObjectStoreSource(location, store)
 
 
@@ -167,7 +168,7 @@ def _gcs_source(location: str, credentials: Any = None) -> Source:
     from obstore.store import GCSStore
 
     parts = urlsplit(location)
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
     options: dict[str, Any] = {"base_url": emulator} if emulator else {}
@@ -179,7 +180,7 @@ def _gcs_source(location: str, credentials: Any = None) -> Source:
         store = GCSStore(
             parts.netloc,
             prefix=parts.path.strip("/") or None,
-            client_options=_client_options(bool(emulator) and str(emulator).startswith("http://")),  # type: ignore[arg-type]
+            client_options=_client_options(emulator.startswith("http://")),  # type: ignore[arg-type]
             retry_config=_NO_RETRIES,  # type: ignore[arg-type]
             **options,
         )
@@ -222,17 +223,27 @@ def open_source(location: str | None) -> Source:
     """The source `location` (CLIP_WEIGHTS) names. Raises LocationError."""
     if location is None or not location.strip():
         raise LocationError(f"CLIP_WEIGHTS is not set; {_HOW_TO_SET}")
-    location = location.strip().rstrip("/") or "/"
+    location = location.strip()
     scheme, separator, rest = location.partition("://")
     if not separator or scheme == "file":
-        return DirectorySource(location)
-    if not rest:
+        return DirectorySource(location.rstrip("/") or "/")
+    # What may hold a secret is not repeated: these messages end up in logs.
+    if scheme not in ("gs", "http", "https"):
+        raise LocationError(f"CLIP_WEIGHTS begins with {scheme}://; {_HOW_TO_SET}")
+    try:
+        parts = urlsplit(location)
+        host, _ = parts.hostname, parts.port  # asking checks them
+    except ValueError:
+        raise LocationError(f"CLIP_WEIGHTS is not a well-formed URL; {_HOW_TO_SET}") from None
+    if "@" in parts.netloc or "?" in rest or "#" in rest:
+        raise LocationError(
+            "CLIP_WEIGHTS holds a user name, a password, a query or a fragment, which it cannot"
+            f" have; {_HOW_TO_SET}"
+        )
+    if not host:
         raise LocationError(f"CLIP_WEIGHTS is {location!r}, which names no place; {_HOW_TO_SET}")
-    if scheme in ("http", "https"):
-        return _http_source(location)
-    if scheme == "gs":
-        return _gcs_source(location)
-    raise LocationError(f"CLIP_WEIGHTS is {location!r}; {_HOW_TO_SET}")
+    location = location.rstrip("/")
+    return _gcs_source(location) if scheme == "gs" else _http_source(location)
 
 
 def with_credentials(source: Source) -> Source | None:
