@@ -178,6 +178,11 @@ def no_shards(changed: Any) -> None:
         pytest.param(set_at("files", 2, "size")(BLOCK_SIZE + 1), "fit together", id="few blocks"),
         pytest.param(set_at("files", 3, "size")(1), "do not fit together", id="many blocks"),
         pytest.param(set_at("files", 2, "size")(-1), "do not fit together", id="negative size"),
+        pytest.param(
+            lambda changed: changed["files"][2].update(size=-1, blocks=[]),
+            "-1 bytes and 0 blocks do not fit together",
+            id="negative size without blocks",
+        ),
         pytest.param(set_at("files", 2, "size")(True), "True stands where a int", id="size a bool"),
         pytest.param(set_at("files", 2, "size")(1.0), "1.0 stands where a int", id="size a float"),
         pytest.param(set_at("files", 2, "size")("1"), "'1' stands where a int", id="size a text"),
@@ -307,10 +312,10 @@ def test_a_header_says_where_each_tensor_lies() -> None:
 
 
 def test_tensors_come_in_file_order() -> None:
-    """Tensors are listed in the order of their bytes, and fill the file to its end."""
-    infos = parse(good_shard())
-    assert [info.start for info in infos[1:]] == [info.end for info in infos[:-1]]
-    assert infos[-1].end == len(good_shard())
+    """Tensors are listed in the order of their bytes, however the header lists them."""
+    late, empty, early = entry("F32", [2], 4, 12), entry("F32", [0], 4, 4), entry("F32", [1], 0, 4)
+    data = shard({"late": late, "empty": empty, "early": early}, 12)
+    assert [info.name for info in parse(data)] == ["early", "empty", "late"]
 
 
 def test_a_shard_may_hold_nothing() -> None:
