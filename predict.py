@@ -37,7 +37,9 @@ class Predictor(BasePredictor):
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
         with (
-            weights.pull(os.environ.get("CLIP_WEIGHTS")) as pull,
+            weights.pull(
+                os.environ.get("CLIP_WEIGHTS"), cache=os.environ.get("CLIP_WEIGHTS_CACHE")
+            ) as pull,
             ThreadPoolExecutor(1, thread_name_prefix="load") as loader,
         ):
             # Imported here, not above: torch takes seconds, in which the pull gets its bytes.
@@ -73,6 +75,7 @@ class Predictor(BasePredictor):
             f" {clock}; pulled {pull.stats.line()}",
             flush=True,
         )
+        pull.keep()
 
     @concurrent(max=32)
     async def predict(

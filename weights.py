@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import crc32c
 
+from clip_embed.cache import Cache
 from clip_embed.errors import (
     AccessError,
     CorruptError,
@@ -63,6 +64,7 @@ class PullStats:
     verify_seconds: float = 0.0
     bytes_total: int = 0
     bytes_landed: int = 0
+    bytes_cached: int = 0
     retries: int = 0
 
     def line(self) -> str:
@@ -70,16 +72,18 @@ class PullStats:
         rate = self.bytes_landed / max(self.pull_seconds - self.manifest_seconds, 1e-9) / 1e6
         return (
             f"{self.bytes_landed / 1e6:,.1f} MB in {self.pull_seconds:.2f} s ({rate:,.0f} MB/s,"
-            f" {self.streams} streams, {self.retries} retries, verified)"
+            f" {self.streams} streams, {self.retries} retries,"
+            f" {self.bytes_cached / 1e6:,.1f} MB of it from the cache, verified)"
         )
 
 
-def pull(location: str | None, streams: int = STREAMS) -> Pull:
+def pull(location: str | None, streams: int = STREAMS, cache: str | None = None) -> Pull:
     """Start fetching the model published at `location` and return at once.
 
-    Errors are raised where something is asked of the returned `Pull`.
+    cache: a directory in which files may be found already; see `Pull.keep`. Errors are raised
+    where something is asked of the returned `Pull`.
     """
-    return Pull(location, streams)
+    return Pull(location, streams, Cache(cache) if cache else None)
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,11 @@ class _State:
 class Pull:
     """A model on its way in. Close it, or use it as a context manager."""
 
-    def __init__(self, location: str | None, streams: int) -> None:
+    def __init__(self, location: str | None, streams: int, cache: Cache | None) -> None:
         self._location = location
         self._streams = streams
+        self._cache = cache
+        self._source: Source | None = None
         self._state = _State()
         self._changed = threading.Condition()
         self._started = time.perf_counter()
@@ -178,6 +184,36 @@ class Pull:
                     return
             yield block
 
+    def keep(self) -> threading.Thread | None:
+        """Write what the cache lacks, in the background; call it when the service is ready.
+
+        The files are fetched once more, one stream and one block at a time: holding them in memory
+        until now, or writing them while the model loads, would cost what the cache is to save. If
+        it fails, the log says so and the next start tries again. None if there is no cache.
+        """
+        if self._cache is None:
+            return None
+        thread = threading.Thread(target=self._keep, name="keep", daemon=True)
+        thread.start()
+        return thread
+
+    def _keep(self) -> None:
+        assert self._cache is not None
+        assert self._source is not None
+        cache, source = self._cache, self._source
+        cache.sweep()
+        for file in _wanted(self.manifest):
+            if cache.holds(file):
+                continue
+            try:
+                with cache.writer(file) as output:
+                    for task in _tasks(file):
+                        output.write(self._fetch(source, task))
+            except (OSError, WeightsError) as error:
+                log.warning("%s is not kept in %s: %s", file.name, cache.directory, error)
+                return
+            log.info("%s is kept in %s", file.name, cache.directory)
+
     def _failure(self) -> WeightsError:
         assert self._state.error is not None
         return self._state.error
@@ -196,13 +232,13 @@ class Pull:
 
     def _supervise(self) -> None:
         try:
-            source, manifest = self._read_manifest(open_source(self._location))
+            self._source, manifest = self._read_manifest(open_source(self._location))
             self.stats.manifest_seconds = self._seconds()
-            self._start_workers(source, manifest)
-            self._watch(source.location)
+            self._start_workers(self._source, manifest)
+            self._watch(self._source.location)
         except WeightsError as error:
             self._fail(error)
-        except Exception as error:  # never leave the caller waiting
+        except BaseException as error:  # even a panic of obstore's: nobody waits for ever
             self._fail(WeightsError(f"pulling {self._location} failed: {error!r}"))
 
     def _read_manifest(self, source: Source) -> tuple[Source, Manifest]:
@@ -238,10 +274,8 @@ class Pull:
         return source, Manifest.parse(bytes(data), source.location)
 
     def _start_workers(self, source: Source, manifest: Manifest) -> None:
-        wanted = [
-            file for file in manifest.files if file.name in SMALL_NAMES or file in manifest.shards
-        ]
-        tasks = [_Task(file, index) for file in wanted for index in range(len(file.blocks))]
+        wanted = _wanted(manifest)
+        tasks = [task for file in wanted for task in _tasks(file)]
         # First blocks first: small files are wanted soonest, and a shard's first block says what
         # its other blocks are.
         tasks.sort(key=lambda task: task.index > 0)
@@ -290,14 +324,29 @@ class Pull:
                     return
                 task = self._state.tasks.popleft()
             try:
-                data = self._fetch(source, task)
+                data = self._from_cache(task) or self._fetch(source, task)
             except WeightsError as error:
                 self._fail(error)
                 return
-            except Exception as error:  # never leave the caller waiting
+            except BaseException as error:  # even a panic of obstore's: nobody waits for ever
                 self._fail(TransferError(f"{source.location}/{task.file.name}: {error!r}"))
                 return
             self._land(task, data)
+
+    def _from_cache(self, task: _Task) -> memoryview | None:
+        """One block, verified, if it is kept on this machine's disk."""
+        if self._cache is None:
+            return None
+        data = self._cache.read(task.file, task.start, task.end)
+        if data is None:
+            return None
+        if not self._verify(data, task):
+            log.warning("%s is damaged and will be fetched again", self._cache.path(task.file))
+            self._cache.discard(task.file)
+            return None
+        with self._changed:
+            self.stats.bytes_cached += len(data)
+        return data
 
     def _fetch(self, source: Source, task: _Task) -> memoryview:
         """One block, verified; retried as often as is sensible."""
@@ -356,6 +405,15 @@ class Pull:
             self.stats.pull_seconds = self._seconds()
             self._last_landing = time.perf_counter()
             self._changed.notify_all()
+
+
+def _wanted(manifest: Manifest) -> list[PublishedFile]:
+    """The files this service reads; others in the prefix are for other tools."""
+    return [file for file in manifest.files if file.name in SMALL_NAMES or file in manifest.shards]
+
+
+def _tasks(file: PublishedFile) -> list[_Task]:
+    return [_Task(file, index) for index in range(len(file.blocks))]
 
 
 def _backoff(attempt: int) -> float:

@@ -87,9 +87,8 @@ class Tokenizer:
 
 def clean(text: str) -> str:
     """CLIP's cleaning: mended encoding, HTML entities resolved twice, single spaces, lower case."""
-    # Surrogates cannot be encoded: pairs become the character they stand for, others U+FFFD.
-    text = text[:MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = _unescape(_unescape(ftfy.fix_text(text)))
+    # ftfy also mends surrogates: pairs become the character they stand for, others U+FFFD.
+    text = _unescape(_unescape(ftfy.fix_text(text[:MAX_CHARACTERS])))
     return " ".join(text.split()).lower()
 
 

@@ -461,6 +461,20 @@ def test_the_emulator_is_honoured_however_it_is_written(
         assert [block.index for block in pull.blocks()] in ([0, 1], [1, 0])
 
 
+def test_a_malformed_emulator_is_an_error_not_silence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even where obstore panics, which Python does not see as an Exception, nobody waits for
+    ever."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://not a host")
+    caught: list[WeightsError] = []
+    waiting = threading.Thread(target=lambda: caught.append(failure("gs://models/clip")))
+    waiting.daemon = True
+    waiting.start()
+    waiting.join(20)
+    assert "gs://models/clip" in str(caught)
+
+
 def test_a_directory_without_a_manifest_is_no_model(tmp_path: Path) -> None:
     """The error names the place, and the script that fills it."""
     error = failure(str(tmp_path))

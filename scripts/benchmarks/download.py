@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import obstore
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from google.cloud.storage import transfer_manager
+from obstore.store import GCSStore
 
 import publish_weights
 import weights
@@ -25,6 +29,8 @@ from local_server import CACHE, free_port
 
 CONNECTION_RATE = 50_000_000  # bytes/s
 STREAMS = (4, 8, 16)
+SWEEP_STREAMS = (1, 2, 4, 8, 16, 32)
+SWEEP_MEBIBYTES = (1, 4, 8, 16, 32)
 
 GCSFS = """
 import sys, time, gcsfs
@@ -73,6 +79,7 @@ def run(runs: int) -> tuple[str, list[Figure]]:
         parts = [
             table("from the emulator", figures, mine),
             f"Verification costs {max(cost, 0):.1%} of the pull's wall time.",
+            _sweep(url, min(runs, 3)),
         ]
         limited = _limited(Path(directory), runs)
     rows = [
@@ -119,6 +126,37 @@ def _from_bucket(url: str, directory: Path) -> dict[str, Callable[[], float]]:
         "gcsfs cat_ranges (64 MiB of it)": some_ranges,
         "curl --parallel, the same ranges": curl,
     }
+
+
+def _sweep(url: str, runs: int) -> str:
+    """MB/s of bare ranges, unverified, by their size and the number in flight."""
+    store = GCSStore(
+        "models",
+        base_url=url,
+        skip_signature=True,
+        client_options={"allow_http": True},
+    )
+    name = "open_clip/open_clip_model.safetensors"
+    size = obstore.head(store, name)["size"]
+
+    def fetch(streams: int, length: int) -> float:
+        def one(start: int) -> int:
+            return len(obstore.get_range(store, name, start=start, length=length))
+
+        with ThreadPoolExecutor(streams) as pool:
+            starts = range(0, size - length, length)
+            return timed(len(starts) * length / 1e6, lambda: sum(pool.map(one, starts)))
+
+    rows = []
+    for mebibytes in SWEEP_MEBIBYTES:
+        rates = [
+            statistics.median(fetch(streams, mebibytes * 2**20) for _ in range(runs))
+            for streams in SWEEP_STREAMS
+        ]
+        rows.append(f"| {mebibytes} MiB | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
+    head = "| MB/s, range by streams | " + " | ".join(map(str, SWEEP_STREAMS)) + " |"
+    rule = "|---" * (len(SWEEP_STREAMS) + 1) + "|"
+    return "\n".join([head, rule, *rows])
 
 
 def _curl_config(url: str, client: storage.Client) -> str:

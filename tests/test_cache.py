@@ -1,0 +1,163 @@
+"""Verified files kept on disk: faster starts, never trusted, never in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import weights
+from clip_embed.cache import Cache
+from clip_embed.manifest import SHARD_SUFFIX, PublishedFile
+from range_server import RangeServer
+
+
+@pytest.fixture
+def server(tiny_model: Path) -> Iterator[RangeServer]:
+    with RangeServer(tiny_model) as running:
+        yield running
+
+
+def pull(server: RangeServer, cache: Path) -> weights.PullStats:
+    """A whole pull through `cache`, and what the cache lacks kept in it."""
+    with weights.pull(server.url, cache=str(cache)) as pulling:
+        blocks = {(block.file.name, block.index): bytes(block.data) for block in pulling.blocks()}
+        for shard in pulling.manifest.shards:
+            whole = b"".join(blocks[shard.name, index] for index in range(len(shard.blocks)))
+            assert whole == (server.directory / shard.name).read_bytes()
+    keeping = pulling.keep()
+    assert keeping is not None
+    keeping.join(30)
+    assert not keeping.is_alive()
+    return pulling.stats
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir()) if cache.exists() else []
+
+
+def shard_of(cache: Path) -> Path:
+    [shard] = [path for path in kept(cache) if path.name.endswith(SHARD_SUFFIX)]
+    return shard
+
+
+def test_a_start_from_a_filled_cache_asks_for_the_manifest_alone(
+    server: RangeServer, tmp_path: Path
+) -> None:
+    """Every file is kept after the first start; the second fetches nothing but the manifest."""
+    first = pull(server, tmp_path / "cache")
+    assert first.bytes_cached == 0
+    assert len(kept(tmp_path / "cache")) == 3
+    server.requests.clear()
+    second = pull(server, tmp_path / "cache")
+    assert [request.name for request in server.requests] == ["manifest.json"]
+    assert second.bytes_cached == second.bytes_total == first.bytes_total
+
+
+def test_nothing_is_kept_before_it_is_asked_for(server: RangeServer, tmp_path: Path) -> None:
+    """A pull writes nothing: readiness never waits for the disk."""
+    with weights.pull(server.url, cache=str(tmp_path / "cache")) as pulling:
+        for _ in pulling.blocks():
+            pass
+    assert kept(tmp_path / "cache") == []
+
+
+def test_without_a_cache_nothing_is_kept(server: RangeServer) -> None:
+    """CLIP_WEIGHTS_CACHE is optional."""
+    with weights.pull(server.url) as pulling:
+        for _ in pulling.blocks():
+            pass
+    assert pulling.keep() is None
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "empty"])
+def test_damage_is_noticed_and_mended(server: RangeServer, tmp_path: Path, damage: str) -> None:
+    """A damaged file is not used: its bytes come from the bucket, and a new copy is kept."""
+    cache = tmp_path / "cache"
+    pull(server, cache)
+    shard = shard_of(cache)
+    right = shard.read_bytes()
+    wrong = {
+        "a flipped bit": right[:99] + bytes([right[99] ^ 1]) + right[100:],
+        "cut short": right[:-1],
+        "empty": b"",
+    }
+    shard.write_bytes(wrong[damage])
+    server.requests.clear()
+    pull(server, cache)  # compares every byte
+    assert any(request.name.endswith(SHARD_SUFFIX) for request in server.requests)
+    assert shard.read_bytes() == right
+
+
+def test_a_republished_model_is_not_taken_from_the_cache(
+    server: RangeServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Files are known by what is in them: another model of the same names shares nothing."""
+    cache = Cache(tmp_path)
+    one = PublishedFile("model.safetensors", 4, "AAAAAA==", None, ("AAAAAA==",))
+    other = PublishedFile("model.safetensors", 4, "AAAAAQ==", None, ("AAAAAQ==",))
+    assert cache.path(one) != cache.path(other)
+
+
+def test_a_full_disk_costs_nothing_but_the_cache(
+    server: RangeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the disk is full the pull is whole all the same, the log says so, nothing is left."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    pull(server, tmp_path / "cache")
+    assert kept(tmp_path / "cache") == []
+    assert "No space left on device" in caplog.text
+
+
+def test_a_directory_that_may_not_be_made(
+    server: RangeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache that cannot be written is a warning, not a failure."""
+    (tmp_path / "file").write_text("in the way")
+    pull(server, tmp_path / "file" / "cache")
+    assert "is not kept in" in caplog.text
+
+
+def test_two_starts_at_once_share_it(server: RangeServer, tmp_path: Path) -> None:
+    """Two processes may fill a cache at the same time: each file appears once, and whole."""
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            pull(server, tmp_path / "cache")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(kept(tmp_path / "cache")) == 3
+    server.requests.clear()
+    assert pull(server, tmp_path / "cache").bytes_cached > 0
+    assert [request.name for request in server.requests] == ["manifest.json"]
+
+
+def test_what_a_killed_process_left_is_swept(server: RangeServer, tmp_path: Path) -> None:
+    """Half-written files go after an hour; one that may still be written stays."""
+    old, new = tmp_path / ".partial-old", tmp_path / ".partial-new"
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    pull(server, tmp_path)
+    assert not old.exists()
+    assert new.exists()
