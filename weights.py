@@ -2,7 +2,7 @@
 
 Knows nothing of CLIP, Cog or torch. `pull` returns at once and fetches on threads whose time is
 spent in native code, so that a slow import in the caller's thread costs nothing extra. One request
-asks for one block, and every block is verified before anyone sees it.
+asks for one block, or at the end for a part of one; every block is verified before anyone sees it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import crc32c
 
@@ -44,8 +44,12 @@ log = logging.getLogger("clip_embed.weights")
 STREAMS = 16
 """Requests in flight. One stream from Cloud Storage brings 50–200 MB/s."""
 
+TAIL_PARTS = 4
+"""Requests for each of the last blocks. When fewer blocks are left than streams, whole blocks would
+leave most streams idle for as long as one takes; parts end together."""
+
 ATTEMPTS = 8
-"""Tries per block, the first included."""
+"""Tries per request, the first included."""
 
 MANIFEST_SECONDS = 10.0
 """How long reading the manifest may take, retries included: set-up that cannot work fails soon."""
@@ -88,16 +92,37 @@ def pull(location: str | None, streams: int = STREAMS, cache: str | None = None)
 
 @dataclass(frozen=True)
 class _Task:
+    """A block to fetch, or part of one: bytes start to end of the file."""
+
     file: PublishedFile
     index: int
+    start: int
+    end: int
+    joint: _Joint | None = None
 
-    @property
-    def start(self) -> int:
-        return self.index * BLOCK_SIZE
 
-    @property
-    def end(self) -> int:
-        return min(self.start + BLOCK_SIZE, self.file.size)
+class _Joint:
+    """A block that several requests fetch in parts."""
+
+    def __init__(self, block: _Task) -> None:
+        self.block = block
+        size = block.end - block.start
+        step = -(-size // TAIL_PARTS)
+        self.parts = [
+            replace(block, start=start, end=min(start + step, block.end), joint=self)
+            for start in range(block.start, block.end, step)
+        ]
+        self._data = bytearray(size)
+        self._missing = len(self.parts)
+        self._lock = threading.Lock()
+
+    def add(self, part: _Task, data: memoryview) -> memoryview | None:
+        """Put `data` in its place; the whole block once nothing is missing."""
+        offset = part.start - self.block.start
+        self._data[offset : offset + len(data)] = data
+        with self._lock:
+            self._missing -= 1
+            return None if self._missing else memoryview(self._data).toreadonly()
 
 
 @dataclass
@@ -280,6 +305,11 @@ class Pull:
         # its other blocks are.
         tasks.sort(key=lambda task: task.index > 0)
         workers = min(self._streams, len(tasks))
+        if len(tasks) > 2 * workers and self._cache is None:
+            tail = [part for block in tasks[-workers:] for part in _Joint(block).parts]
+            tasks, blocks = tasks[:-workers] + tail, len(tasks)
+        else:
+            blocks = len(tasks)
         self.stats.streams = workers
         self.stats.bytes_total = sum(file.size for file in wanted)
         with self._changed:
@@ -287,7 +317,7 @@ class Pull:
                 return
             self._state.manifest = manifest
             self._state.tasks.extend(tasks)
-            self._state.blocks_left = len(tasks)
+            self._state.blocks_left = blocks
             self._changed.notify_all()
         self._last_landing = time.perf_counter()
         for number in range(workers):
@@ -325,6 +355,13 @@ class Pull:
                 task = self._state.tasks.popleft()
             try:
                 data = self._from_cache(task) or self._fetch(source, task)
+                if task.joint is not None:
+                    whole = task.joint.add(task, data)
+                    if whole is None:
+                        continue
+                    task = task.joint.block
+                    # If the block is wrong, one of its parts was: all of it is fetched again.
+                    data = whole if self._verify(whole, task) else self._fetch(source, task)
             except WeightsError as error:
                 self._fail(error)
                 return
@@ -349,7 +386,7 @@ class Pull:
         return data
 
     def _fetch(self, source: Source, task: _Task) -> memoryview:
-        """One block, verified; retried as often as is sensible."""
+        """A block, verified, or part of one, not yet verified; retried as is sensible."""
         where = f"{source.location}/{task.file.name}"
         for attempt in range(1, ATTEMPTS + 1):
             corrupt = False
@@ -359,7 +396,7 @@ class Pull:
                     raise PassingError(
                         f"{len(data)} bytes came where {task.end - task.start} were asked for"
                     )
-                if self._verify(data, task):
+                if task.joint is not None or self._verify(data, task):
                     return data
                 corrupt = True
                 problem = f"the checksum of block {task.index} is wrong"
@@ -413,7 +450,11 @@ def _wanted(manifest: Manifest) -> list[PublishedFile]:
 
 
 def _tasks(file: PublishedFile) -> list[_Task]:
-    return [_Task(file, index) for index in range(len(file.blocks))]
+    starts = range(0, file.size, BLOCK_SIZE)
+    return [
+        _Task(file, index, start, min(start + BLOCK_SIZE, file.size))
+        for index, start in enumerate(starts)
+    ]
 
 
 def _backoff(attempt: int) -> float:

@@ -269,6 +269,38 @@ def test_each_range_is_asked_for_once(server: RangeServer, url: str, model: Path
     )
 
 
+def test_the_last_blocks_are_fetched_in_parts(server: RangeServer, url: str, model: Path) -> None:
+    """With few streams and many blocks, each of the last blocks is shared by several requests, so
+    that no stream is idle while another fetches the rest; nothing is asked for twice."""
+    with weights.pull(url, streams=2) as pull:
+        assert collect(pull) == published(model)
+        assert pull.stats.retries == 0
+    asked = [(request.name, *request.range) for request in server.requests if request.range]
+    *blocks, last = sorted(asked)
+    assert last[2] - last[1] < BLOCK // 2
+    assert len(asked) == 9 + 2 * (weights.TAIL_PARTS - 1)
+    for one, other in zip(blocks, [*blocks[1:], last], strict=True):
+        assert other[0] != one[0] or other[1] == one[2]
+
+
+def test_a_damaged_part_costs_its_block(server: RangeServer, url: str, model: Path) -> None:
+    """A bit flipped in a part is noticed in its block, all of which is fetched again."""
+    damaged: list[Request] = []
+
+    def spoil_one_part(request: Request, answer: Answer) -> Answer:
+        if not damaged and request.name == FIRST and request.range[0] > 4 * BLOCK:
+            damaged.append(request)
+            return flip_a_bit(request, answer)
+        return answer
+
+    server.fault = spoil_one_part
+    with weights.pull(url, streams=2) as pull:
+        assert collect(pull) == published(model)
+    assert len(damaged) == 1
+    whole = (4 * BLOCK, len(published(model)[FIRST]))
+    assert [each.range for each in server.asked_for(FIRST)].count(whole) == 1
+
+
 def test_what_is_wanted_first_is_asked_for_first(server: RangeServer, url: str) -> None:
     """Small files, and the first blocks, which say what the others are, come before the others."""
     with weights.pull(url, streams=1) as pull:
