@@ -493,20 +493,6 @@ def test_the_emulator_is_honoured_however_it_is_written(
         assert [block.index for block in pull.blocks()] in ([0, 1], [1, 0])
 
 
-def test_a_malformed_emulator_is_an_error_not_silence(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Even where obstore panics, which Python does not see as an Exception, nobody waits for
-    ever."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://not a host")
-    caught: list[WeightsError] = []
-    waiting = threading.Thread(target=lambda: caught.append(failure("gs://models/clip")))
-    waiting.daemon = True
-    waiting.start()
-    waiting.join(20)
-    assert "gs://models/clip" in str(caught)
-
-
 def test_a_directory_without_a_manifest_is_no_model(tmp_path: Path) -> None:
     """The error names the place, and the script that fills it."""
     error = failure(str(tmp_path))
@@ -810,6 +796,41 @@ def test_what_came_before_an_error_is_right(
     came = [block for block in came if block.file.name == FIRST]
     assert [block.index for block in came] == [0, 1, 2, 3]
     assert all(data[block.offset : block.offset + BLOCK] == block.data for block in came)
+
+
+def failure_within(location: str, seconds: float = 20) -> str:
+    """The sentence a pull of `location` ends in; empty if it does not end in time."""
+    caught: list[WeightsError] = []
+    waiting = threading.Thread(target=lambda: caught.append(failure(location)), daemon=True)
+    waiting.start()
+    waiting.join(seconds)
+    return str(caught[0]) if caught else ""
+
+
+def test_a_panic_is_an_error_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore panics at such an address, which Python does not see as an Exception: still nobody
+    waits for ever."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://not a host")
+    assert failure_within("gs://models/clip").startswith("pulling gs://models/clip failed: Panic")
+
+
+def test_a_panic_at_a_block_is_an_error_not_silence(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise after the manifest has come."""
+
+    class Panic(BaseException):
+        pass
+
+    read = sources.DirectorySource.read
+
+    def panicking(self: sources.DirectorySource, name: str, *rest: Any) -> memoryview:
+        if name == SECOND:
+            raise Panic("within")
+        return read(self, name, *rest)
+
+    monkeypatch.setattr(sources.DirectorySource, "read", panicking)
+    assert failure_within(str(model)) == f"{model}/{SECOND}: Panic('within')"
 
 
 # --- republished while pulling --------------------------------------------------------------
