@@ -8,6 +8,7 @@ all that wait → 768 floats.
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ class Predictor(BasePredictor):
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
+        gc.disable()  # importing torch makes objects and no garbage: 12% of it is looking for some
         with (
             weights.pull(
                 os.environ.get("CLIP_WEIGHTS"), cache=os.environ.get("CLIP_WEIGHTS_CACHE")
@@ -58,10 +60,13 @@ class Predictor(BasePredictor):
             self._tokenizer = text.Tokenizer(
                 pull.file(manifest.TOKENIZER_NAME), self._embedder.config.context_length
             )
+            self._tokenizer.tokenize("warm up")
             clock.lap("load")
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
             clock.lap("warm up")
+        gc.enable()
+        gc.freeze()  # what is here now stays: no collection need look at it again
         self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
         self._images = batching.Lane(self._embedder.embed_images, limit=16, cost=lambda _: 0)
         self._prepare_image = image.prepare

@@ -180,7 +180,9 @@ class Pull:
             return self._state.manifest
 
     def file(self, name: str) -> bytes:
-        """One of the small files, whole; waits for it. Raises WeightsError."""
+        """One of SMALL_NAMES, whole; waits for it. Raises WeightsError, ValueError for others."""
+        if name not in SMALL_NAMES:
+            raise ValueError(f"{name} is not one of {', '.join(SMALL_NAMES)}")
         with self._changed:
             self._changed.wait_for(lambda: name in self._state.small_files or self._state.error)
             if name not in self._state.small_files:
@@ -233,7 +235,7 @@ class Pull:
             try:
                 with cache.writer(file) as output:
                     for task in _tasks(file):
-                        output.write(self._fetch(source, task))
+                        output.write(self._fetch(source, task, keeping=True))
             except (OSError, WeightsError) as error:
                 log.warning("%s is not kept in %s: %s", file.name, cache.directory, error)
                 return
@@ -385,7 +387,7 @@ class Pull:
             self.stats.bytes_cached += len(data)
         return data
 
-    def _fetch(self, source: Source, task: _Task) -> memoryview:
+    def _fetch(self, source: Source, task: _Task, keeping: bool = False) -> memoryview:
         """A block, verified, or part of one, not yet verified; retried as is sensible."""
         where = f"{source.location}/{task.file.name}"
         for attempt in range(1, ATTEMPTS + 1):
@@ -408,7 +410,7 @@ class Pull:
             except PassingError as error:
                 problem = str(error)
             with self._changed:
-                if self._state.closed or self._state.error:
+                if not keeping and (self._state.closed or self._state.error):
                     raise TransferError(f"{where}: the pull was given up")
                 if attempt < ATTEMPTS:
                     self.stats.retries += 1

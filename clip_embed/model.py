@@ -304,16 +304,16 @@ class Clip(nn.Module):
         """
         return self.visual(pixels, depth)  # type: ignore[no-any-return]
 
-    def encode_text(self, tokens: Tensor, ends: Tensor, depth: int | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """Features of texts, not normalised.
 
         tokens: int64 [B, L], L at most context_length. ends: int64 [B], the position of each
         text's end-of-text token, whose feature is the text's. Attention is causal, so tokens after
-        it change nothing, and L need only reach the last of them. depth: as above. Returns [B, D].
+        it change nothing, and L need only reach the last of them. Returns [B, D].
         """
         x = self.token_embedding(tokens)  # [B, L, W]
         x = x + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True, depth=depth)
+        x = self.transformer(x, causal=True)
         x = x[torch.arange(len(x), device=x.device), ends]  # [B, W]
         return self.ln_final(x) @ self.text_projection  # type: ignore[no-any-return]
 

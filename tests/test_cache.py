@@ -14,7 +14,7 @@ import pytest
 import weights
 from clip_embed.cache import Cache
 from clip_embed.manifest import SHARD_SUFFIX, PublishedFile
-from range_server import RangeServer
+from range_server import Answer, RangeServer
 
 
 @pytest.fixture
@@ -161,3 +161,15 @@ def test_what_a_killed_process_left_is_swept(server: RangeServer, tmp_path: Path
     pull(server, tmp_path)
     assert not old.exists()
     assert new.exists()
+
+
+def test_keeping_is_as_patient_as_pulling(server: RangeServer, tmp_path: Path) -> None:
+    """A passing fault while files are kept, after the pull has ended, is tried again."""
+    with weights.pull(server.url, cache=str(tmp_path / "cache")) as pulling:
+        for _ in pulling.blocks():
+            pass
+    server.fault = lambda request, answer: Answer(503) if request.earlier == 1 else answer
+    keeping = pulling.keep()
+    assert keeping is not None
+    keeping.join(30)
+    assert len(kept(tmp_path / "cache")) == 3

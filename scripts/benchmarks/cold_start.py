@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
+import weights
 from benchmarks.bucket import PREFIX, filled_bucket
 from benchmarks.report import Figure, in_turn, table
-from local_server import ROOT, CogServer
+from local_server import CACHE, ROOT, CogServer
 
 PEERS = Path(__file__).resolve().parent / "peers"
 TRIES = 12
 
 
-def start(predictor: Path, environment: dict[str, str], **more: object) -> CogServer:
-    return CogServer(environment, predictor=f"{predictor}:Predictor", **more)  # type: ignore[arg-type]
+def peer(name: str, environment: dict[str, str]) -> CogServer:
+    """A predictor of `peers/`: synchronous, so one prediction at a time, and no schema of ours."""
+    return CogServer(
+        {**environment, "COG_MAX_CONCURRENCY": "1"},
+        predictor=f"{PEERS / name}:Predictor",
+        schema=None,
+    )
 
 
-def seconds_to_ready(predictor: Path, environment: dict[str, str]) -> float:
+def seconds_to_ready(starting: CogServer) -> float:
     begin = time.perf_counter()
-    with start(predictor, environment) as server:
+    with starting as server:
         server.wait_ready(300)
         return time.perf_counter() - begin
 
@@ -37,19 +45,28 @@ def seconds_of(code: str) -> float:
 
 def run(runs: int) -> tuple[str, list[Figure]]:
     """Everything `bench.py cold-start` prints, and its figures."""
-    with filled_bucket(peers=True) as url:
+    CACHE.mkdir(exist_ok=True)
+    with filled_bucket(peers=True) as url, tempfile.TemporaryDirectory(dir=CACHE) as folder:
         bucket = {"STORAGE_EMULATOR_HOST": url}
         ours = {**bucket, "CLIP_WEIGHTS": PREFIX}
+        cached = {**ours, "CLIP_WEIGHTS_CACHE": str(folder)}
+        with weights.pull(PREFIX, cache=str(folder)) as pull:
+            for _ in pull.blocks():
+                pass
+        filling = pull.keep()
+        assert filling is not None
+        filling.join()
         what = {
-            "this service": lambda: seconds_to_ready(ROOT / "predict.py", ours),
+            "this service": lambda: seconds_to_ready(CogServer(ours)),
             "(a) transfer_manager + open_clip": lambda: seconds_to_ready(
-                PEERS / "open_clip_predict.py", bucket
+                peer("open_clip_predict.py", bucket)
             ),
             "(b) transfer_manager + transformers": lambda: seconds_to_ready(
-                PEERS / "transformers_predict.py", bucket
+                peer("transformers_predict.py", bucket)
             ),
             "import torch": lambda: seconds_of("import torch"),
-            "Cog server, empty predictor": lambda: seconds_to_ready(PEERS / "empty_predict.py", {}),
+            "Cog server, empty predictor": lambda: seconds_to_ready(peer("empty_predict.py", {})),
+            "this service, cache filled": lambda: seconds_to_ready(CogServer(cached)),
         }
         figures = in_turn(what, runs, "s")
         by_name = {figure.name: figure for figure in figures}
@@ -67,13 +84,14 @@ def run(runs: int) -> tuple[str, list[Figure]]:
 
 def _first_predictions(environment: dict[str, str]) -> list[str]:
     """Memory of the worker, and whether the first prediction is an ordinary one."""
-    with start(ROOT / "predict.py", environment) as server:
+    with CogServer(environment) as server:
         log = server.wait_ready()["setup"]["logs"]
         assert server.process is not None
         [worker] = psutil.Process(server.process.pid).children()
         peak = _peak_megabytes(worker.pid)
         times: dict[str, list[float]] = {}
-        photo = f"data:image/jpeg;base64,{_photo()}"
+        encoded = base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
+        photo = f"data:image/jpeg;base64,{encoded}"
         for kind, inputs in (("text", {"text": "a photo of a cat"}), ("image", {"image": photo})):
             times[kind] = [
                 server.predict(**inputs)["metrics"]["predict_time"] for _ in range(TRIES)
@@ -91,12 +109,6 @@ def _first_predictions(environment: dict[str, str]) -> list[str]:
         )
     lines += [f"Set-up's own log: {line}" for line in re.findall(r"ready: .*", log)]
     return lines
-
-
-def _photo() -> str:
-    import base64
-
-    return base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
 
 
 def _peak_megabytes(pid: int) -> float:
