@@ -78,9 +78,9 @@ def main() -> None:
         step("3  The Cog server, with CLIP_WEIGHTS=gs://models/demo")
         begin = time.perf_counter()
         with CogServer({"CLIP_WEIGHTS": "gs://models/demo", **emulator}) as server:
-            logs = server.wait_ready()["setup"]["logs"]
+            server.wait_ready()
             print(f"  READY after {time.perf_counter() - begin:.2f} s, of which")
-            for line in re.findall(r"ready: .*", logs):
+            for line in re.findall(r"ready: .*", server.setup_log()):
                 print("  " + line.removeprefix("ready: ").replace("; ", "\n  "))
             step(f"4  Six sentences and six photographs: POST {server.url}/predictions")
             photos = [ROOT / "examples" / f"{name}.jpg" for name in SENTENCES]

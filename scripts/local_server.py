@@ -122,18 +122,26 @@ class CogServer:
             except OSError:
                 pass
             else:
-                # The log follows the status by a moment.
-                if health["status"] != "STARTING" and health["setup"].get("logs"):
+                if health["status"] != "STARTING":
                     return health
-            time.sleep(0.02)
+            time.sleep(0.01)
         raise TimeoutError(f"the server was not ready after {timeout:.0f} s")
 
     def wait_ready(self, timeout: float = 120.0) -> dict[str, Any]:
         """`wait`, and RuntimeError with the set-up's log if it failed."""
         health = self.wait(timeout)
         if health["status"] != "READY":
-            raise RuntimeError(f"{health['status']}: {health['setup']['logs']}")
+            raise RuntimeError(f"{health['status']}: {self.setup_log()}")
         return health
+
+    def setup_log(self, timeout: float = 10.0) -> str:
+        """What set-up wrote, once it is over; in /health-check the log follows the status."""
+        deadline = time.monotonic() + timeout
+        while True:
+            log = str(self.health().get("setup", {}).get("logs", ""))
+            if log or time.monotonic() > deadline:
+                return log
+            time.sleep(0.02)
 
     def predict(self, **inputs: Any) -> dict[str, Any]:
         """POST a prediction and return the response; raises urllib.error.HTTPError."""

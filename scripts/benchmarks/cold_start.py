@@ -85,7 +85,8 @@ def run(runs: int) -> tuple[str, list[Figure]]:
 def _first_predictions(environment: dict[str, str]) -> list[str]:
     """Memory of the worker, and whether the first prediction is an ordinary one."""
     with CogServer(environment) as server:
-        log = server.wait_ready()["setup"]["logs"]
+        server.wait_ready()
+        log = server.setup_log()
         assert server.process is not None
         [worker] = psutil.Process(server.process.pid).children()
         peak = _peak_megabytes(worker.pid)
