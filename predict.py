@@ -68,7 +68,9 @@ class Predictor(BasePredictor):
         gc.enable()
         gc.freeze()  # what is here now stays: no collection need look at it again
         self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
-        self._images = batching.Lane(self._embedder.embed_images, limit=16, cost=lambda _: 0)
+        # A CPU gains little from batches of images, and a text behind one would wait for all of it.
+        images = 16 if device.type == "cuda" else 2
+        self._images = batching.Lane(self._embedder.embed_images, limit=images, cost=lambda _: 0)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
