@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_server import SCHEMA
 
 from clip_embed import output
+from local_server import SCHEMA
 
 
 @pytest.fixture
