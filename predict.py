@@ -88,6 +88,8 @@ class Predictor(BasePredictor):
             # pause the line above is missing from /health-check one time in eight.
             time.sleep(0.03)
 
+    # Batches form from what waits, so this bounds memory, not speed. Cog reads it when an image is
+    # built; COG_MAX_CONCURRENCY overrides it.
     @concurrent(max=32)
     async def predict(
         self,

@@ -78,7 +78,6 @@ class _HostShard:
     ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
 
     def __init__(self, infos: Sequence[TensorInfo], dtype: torch.dtype) -> None:
-
         self._infos = infos
         self._tensors: dict[str, torch.Tensor] = {}
         step = self.ALIGNMENT // dtype.itemsize
@@ -91,7 +90,6 @@ class _HostShard:
             position += -(-count // step) * step
 
     def place(self, block: Block) -> None:
-
         begin, end = block.offset, block.offset + len(block.data)
         for info in self._infos:
             first, last = max(info.start, begin), min(info.end, end)
@@ -117,14 +115,12 @@ class _PinnedRing:
     SLOTS = 8  # × 8 MiB
 
     def __init__(self) -> None:
-
         self._slots = torch.empty((self.SLOTS, BLOCK_SIZE), dtype=torch.uint8, pin_memory=True)
         self._copied: list[torch.cuda.Event | None] = [None] * self.SLOTS
         self._next = 0
 
     def send(self, data: memoryview, target: torch.Tensor) -> None:
         """Copy `data` to `target`, uint8 on the device; returns once `data` may be let go."""
-
         slot, self._next = self._next, (self._next + 1) % self.SLOTS
         copied = self._copied[slot]
         if copied is not None:
@@ -148,7 +144,6 @@ class _DeviceShard:
         dtype: torch.dtype,
         ring: _PinnedRing,
     ) -> None:
-
         self._infos = infos
         self._dtype = dtype
         self._ring = ring
@@ -159,7 +154,6 @@ class _DeviceShard:
         self._ring.send(block.data, self._bytes[block.offset : end])
 
     def finish(self) -> Mapping[str, torch.Tensor]:
-
         torch.cuda.synchronize()
         return {
             info.name: self._bytes[info.start : info.end]
