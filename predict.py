@@ -21,7 +21,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import manifest
+from clip_embed import errors, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -107,8 +107,6 @@ class Predictor(BasePredictor):
 
         Raises InputError for input that cannot be embedded; the service stays ready.
         """
-        from clip_embed import errors
-
         started = time.perf_counter()
         if image is not None:
             if not isinstance(image, os.PathLike):
