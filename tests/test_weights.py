@@ -257,7 +257,7 @@ def test_the_manifest_is_there_to_read(url: str, model: Path) -> None:
 def test_each_range_is_asked_for_once(server: RangeServer, url: str, model: Path) -> None:
     """One request for the manifest, and one per block of at most 8 MiB; nothing twice, and nothing
     that is not needed."""
-    with weights.pull(url) as pull:
+    with weights.pull(url, streams=16) as pull:
         collect(pull)
     asked = sorted((request.name, request.range) for request in server.requests[1:])
     sizes = {name: len(data) for name, data in published(model).items()}
@@ -589,7 +589,7 @@ def too_few(request: Request, answer: Answer) -> Answer:
 def test_a_damaged_block_is_fetched_again_alone(server: RangeServer, url: str, model: Path) -> None:
     """One flipped bit costs one more request, for that block, and nothing wrong comes through."""
     server.fault = at(FIRST, flip_a_bit, block=2, times=1)
-    with weights.pull(url) as pull:
+    with weights.pull(url, streams=16) as pull:
         assert collect(pull) == published(model)
         assert pull.stats.retries == 1
     again = [(request.name, request.range) for request in server.requests if request.earlier]
