@@ -7,13 +7,14 @@ all that wait → 768 floats.
 """
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -37,8 +38,8 @@ class Predictor(BasePredictor):
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
-        gc.disable()  # importing torch makes objects and no garbage: 12% of it is looking for some
         with (
+            _no_garbage_collection(),
             weights.pull(
                 os.environ.get("CLIP_WEIGHTS"), cache=os.environ.get("CLIP_WEIGHTS_CACHE")
             ) as pull,
@@ -65,10 +66,8 @@ class Predictor(BasePredictor):
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
             clock.lap("warm up")
-        gc.enable()
-        gc.freeze()  # what is here now stays: no collection need look at it again
         self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
-        # A CPU gains little from batches of images, and a text behind one would wait for all of it.
+        # On a CPU a batch of eight images is 11% faster each, and holds up texts for seconds.
         images = 16 if device.type == "cuda" else 2
         self._images = batching.Lane(self._embedder.embed_images, limit=images, cost=lambda _: 0)
         self._prepare_image = image.prepare
@@ -148,6 +147,17 @@ class Predictor(BasePredictor):
         """Run `function` in a thread, so that others' requests go on meanwhile."""
         call = functools.partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Importing torch makes objects and no garbage, and 12% of it is looking for some."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()  # what is here now stays: no collection need look at it again
+    finally:
+        gc.enable()
 
 
 class _Clock:

@@ -1,6 +1,6 @@
 """A vector on its way out: a plain list, or the form that crosses Cog fastest.
 
-Cog 0.23 sends a list to its server element by element, about 30 ms for 768 floats. A NumPy array
+Cog 0.23 sends a list to its server element by element, about 25 ms for 768 floats. A NumPy array
 goes as one message; and Cog's search for files among its elements, worth 3 ms more, enters only
 what is exactly a list, so the array's `tolist` returns a subclass. (coglet's `predictor.rs`,
 `process_single_output`, and `output.rs`, `encode_files`; measured on 0.23.1.)
