@@ -22,7 +22,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import errors, manifest
+from clip_embed import errors, host_memory, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -45,23 +45,35 @@ class Predictor(BasePredictor):
             ) as pull,
             ThreadPoolExecutor(1, thread_name_prefix="load") as loader,
         ):
-            # Imported here, not above: torch takes seconds, in which the pull gets its bytes.
+            memory = host_memory.HostMemory()
+            if not _gpu_is_likely():
+                memory.prepare(pull.wait_landed)
+            # Imported here, not above: the pull is on its way meanwhile. torch takes seconds, in
+            # which a core has time for the tokenizer.
+            from clip_embed import config, image, text
+
+            def read_tokenizer() -> text.Tokenizer:
+                network, _ = config.read_config(pull.file(manifest.CONFIG_NAME))
+                tokenizer = text.Tokenizer(
+                    pull.file(manifest.TOKENIZER_NAME), network.context_length
+                )
+                tokenizer.tokenize("warm up")
+                return tokenizer
+
+            tokenizer = loader.submit(read_tokenizer)
             from clip_embed import tensors
             from clip_embed.device import choose_device, choose_dtype
 
             clock.lap("import torch")
             device = choose_device(os.environ.get("CLIP_DEVICE"))
             dtype = choose_dtype(device)
-            loading = loader.submit(tensors.load, pull.blocks(), device, dtype)
-            from clip_embed import batching, embedder, image, output, text
+            loading = loader.submit(tensors.load, pull.blocks(), device, dtype, memory)
+            from clip_embed import batching, embedder, output
 
             self._embedder = embedder.Embedder.build(
                 pull.file(manifest.CONFIG_NAME), loading.result()
             )
-            self._tokenizer = text.Tokenizer(
-                pull.file(manifest.TOKENIZER_NAME), self._embedder.config.context_length
-            )
-            self._tokenizer.tokenize("warm up")
+            self._tokenizer = tokenizer.result()
             clock.lap("load")
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
@@ -147,6 +159,12 @@ class Predictor(BasePredictor):
         """Run `function` in a thread, so that others' requests go on meanwhile."""
         call = functools.partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _gpu_is_likely() -> bool:
+    """Before torch can say: CLIP_DEVICE, or NVIDIA's driver. Only a guess, for what is prepared."""
+    wanted = os.environ.get("CLIP_DEVICE")
+    return wanted == "cuda" or (wanted != "cpu" and os.path.exists("/dev/nvidiactl"))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Knows nothing of files, of Cog, or of who is waiting for the vectors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip_embed.errors import EmbeddingError, ModelError
+from clip_embed.config import read_config
+from clip_embed.errors import EmbeddingError
 from clip_embed.image import Pixels, Preprocessing
-from clip_embed.model import Clip, ClipConfig
+from clip_embed.model import Clip
 from clip_embed.text import Tokens
 
 Vectors = npt.NDArray[np.float32]
@@ -43,13 +43,7 @@ class Embedder:
 
         The tensors are adopted, not copied. Raises ModelError if the two do not fit.
         """
-        try:
-            document = json.loads(open_clip_config)
-            model_cfg, preprocess_cfg = document["model_cfg"], document["preprocess_cfg"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ModelError(f"open_clip_config.json is malformed ({error!r})") from error
-        config = ClipConfig.from_open_clip(model_cfg)
-        preprocessing = Preprocessing.from_open_clip(preprocess_cfg, config.image_size)
+        config, preprocessing = read_config(open_clip_config)
         model = Clip(config)
         model.load(tensors)
         return cls(model, preprocessing)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from clip_embed.model import ClipConfig
+from clip_embed.config import ClipConfig
 
 Tensors = Mapping[str, torch.Tensor]
 
