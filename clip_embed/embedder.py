@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_embed.config import read_config
 from clip_embed.errors import EmbeddingError
 from clip_embed.image import Pixels, Preprocessing
-from clip_embed.model import Clip
+from clip_embed.model import Clip, Packing
 from clip_embed.text import Tokens
 
 Vectors = npt.NDArray[np.float32]
@@ -54,15 +54,9 @@ class Embedder:
 
         Raises EmbeddingError if a value is not finite.
         """
-        ends = torch.tensor([text.end for text in texts])
-        # Positions after end-of-text change nothing (attention is causal), so none is computed
-        # beyond the longest caption of this batch; shorter ones are padded with id 0.
-        ids = np.zeros((len(texts), int(ends.max()) + 1), dtype=np.int64)
-        for row, text in zip(ids, texts, strict=True):
-            row[: text.end + 1] = text.ids[: text.end + 1]
-        features = self._model.encode_text(
-            torch.from_numpy(ids).to(self.device), ends.to(self.device)
-        )
+        packing = Packing([text.end + 1 for text in texts], self.device)
+        ids = np.concatenate([text.ids[: text.end + 1] for text in texts])
+        features = self._model.encode_text(torch.from_numpy(ids).to(self.device), packing)
         return _finish(features)
 
     @torch.inference_mode()
