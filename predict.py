@@ -22,7 +22,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import errors, host_memory, manifest
+from clip_embed import cpus, errors, host_memory, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -61,10 +61,13 @@ class Predictor(BasePredictor):
                 return tokenizer
 
             tokenizer = loader.submit(read_tokenizer)
+            import torch
+
             from clip_embed import tensors
             from clip_embed.device import choose_device, choose_dtype
 
             clock.lap("import torch")
+            torch.set_num_threads(cpus.usable_cpus())
             device = choose_device(os.environ.get("CLIP_DEVICE"))
             dtype = choose_dtype(device)
             loading = loader.submit(tensors.load, pull.blocks(), device, dtype, memory)
@@ -85,7 +88,7 @@ class Predictor(BasePredictor):
         self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
         in_one_message = coglet.server.active and output.one_message_stays_flat()
         self._finish = output.as_one_message if in_one_message else output.as_list
         print(

@@ -4,8 +4,8 @@ Knows nothing of files, devices, precision or batching. The architecture comes f
 `open_clip_config.json`, parameter names are open_clip's, and so one class carries ViT-L/14 and the
 tiny models of the tests alike.
 
-Letters in shape comments: B batch, L tokens of a text, N tokens of all texts, P patches + 1, W width,
-H heads, D embedding.
+Letters in shape comments: B batch, L tokens of a text, N tokens of all texts, P patches + 1,
+W width, H heads, D embedding.
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 2021, section 2.4, and open_clip's implementation, which the parity tests hold this one against.
 """

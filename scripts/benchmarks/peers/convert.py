@@ -26,9 +26,7 @@ def write_open_clip(directory: Path, loaded: Tensors) -> None:
 def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> None:
     """A directory for transformers' from_pretrained, float32 as OpenAI's release there is."""
     transformers_model(config, loaded).save_pretrained(directory)
-    vocabulary, merges = _vocabulary()
-    (directory / "vocab.json").write_text(json.dumps(vocabulary))
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    write_tokenizer(directory)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(directory, local_files_only=True)
     size = config.image_size
     images = transformers.CLIPImageProcessor(
@@ -38,6 +36,13 @@ def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> 
         image_std=list(open_clip.OPENAI_DATASET_STD),
     )
     transformers.CLIPProcessor(images, tokenizer).save_pretrained(directory)
+
+
+def write_tokenizer(directory: Path) -> None:
+    """The files of transformers' CLIPTokenizer."""
+    vocabulary, merges = _vocabulary()
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
 def _vocabulary() -> tuple[dict[str, int], list[str]]:
