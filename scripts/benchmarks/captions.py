@@ -40,8 +40,6 @@ def captions(count: int, seed: int = 0) -> list[str]:
     """`count` of them."""
     chance = random.Random(seed)
     return [
-        " ".join(
-            part for part in map(chance.choice, (_SUBJECTS, _DOINGS, _PLACES)) if part
-        )
+        " ".join(part for part in map(chance.choice, (_SUBJECTS, _DOINGS, _PLACES)) if part)
         for _ in range(count)
     ]

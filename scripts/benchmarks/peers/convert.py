@@ -38,6 +38,18 @@ def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> 
     transformers.CLIPProcessor(images, tokenizer).save_pretrained(directory)
 
 
+def for_older_transformers(directory: Path) -> None:
+    """Make of what `write_transformers` wrote a directory that transformers 4 reads."""
+    processor = json.loads((directory / "processor_config.json").read_text())
+    (directory / "processor_config.json").unlink()
+    images = {**processor["image_processor"], "image_processor_type": "CLIPImageProcessor"}
+    (directory / "preprocessor_config.json").write_text(json.dumps(images))
+    # Its tokenizer comes from vocab.json and merges.txt alone.
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
 def write_tokenizer(directory: Path) -> None:
     """The files of transformers' CLIPTokenizer."""
     vocabulary, merges = _vocabulary()
