@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import cpus, errors, host_memory, manifest
+from clip_embed import cpus, errors, host_memory, leftovers, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -88,6 +89,7 @@ class Predictor(BasePredictor):
         self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
+        self._leftovers = leftovers.Leftovers(tempfile.gettempdir())
         self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
         in_one_message = coglet.server.active and output.one_message_stays_flat()
         self._finish = output.as_one_message if in_one_message else output.as_list
@@ -102,6 +104,14 @@ class Predictor(BasePredictor):
             # Cog hears of the end of set-up on another way than of what it printed: without a
             # pause the line above is missing from /health-check one time in eight.
             time.sleep(0.03)
+
+    async def healthcheck(self) -> bool:
+        """Cog asks for /health-check: does the network still say what it said at set-up?
+
+        It runs after the batch that is running now, before all that wait. Cog takes no answer
+        within five seconds for a no.
+        """
+        return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 
     # Batches form from what waits, so this bounds memory, not speed. Cog reads it when an image is
     # built; COG_MAX_CONCURRENCY overrides it.
@@ -130,9 +140,13 @@ class Predictor(BasePredictor):
                 )
             if text:
                 print("text is ignored: an image was sent too")
-            pixels = await self._off_loop(
-                self._prepare_image, image, self._embedder.preprocessing, self._max_pixels
-            )
+            try:
+                pixels = await self._off_loop(
+                    self._prepare_image, image, self._embedder.preprocessing, self._max_pixels
+                )
+            finally:
+                if coglet.server.active:
+                    self._leftovers.discard(image)
             prepared = time.perf_counter()
             done = await self._batcher.submit(self._images, pixels)
             self.record_metric("image_width", pixels.width)
