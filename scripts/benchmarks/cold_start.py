@@ -21,12 +21,12 @@ PEERS = Path(__file__).resolve().parent / "peers"
 TRIES = 12
 
 
-def peer(name: str, environment: dict[str, str]) -> CogServer:
-    """A predictor of `peers/`: synchronous, so one prediction at a time, and no schema of ours."""
+def peer(name: str, environment: dict[str, str], schema: Path | None = None) -> CogServer:
+    """A predictor of `peers/`: synchronous, so one prediction at a time."""
     return CogServer(
         {**environment, "COG_MAX_CONCURRENCY": "1"},
         predictor=f"{PEERS / name}:Predictor",
-        schema=None,
+        schema=schema,
     )
 
 

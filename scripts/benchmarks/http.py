@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import torch
 
 import publish_weights
@@ -32,11 +33,13 @@ from benchmarks.report import Figure
 from clip_embed import batching, manifest, tensors
 from clip_embed.embedder import Embedder
 from clip_embed.text import Tokenizer
-from local_server import CACHE, ROOT, CogServer
+from local_server import CACHE, ROOT, SCHEMA, CogServer
 
 LOAD = Path(__file__).resolve().parent / "load.lua"
 CONNECTIONS = (1, 32)
+KINDS = ("text", "image")
 SECONDS = {"text": 8, "image": 20}
+JSON = {"Content-Type": "application/json"}
 LONE = 40  # predictions of one connection whose metrics are looked at
 
 
@@ -92,7 +95,7 @@ def run(runs: int) -> tuple[str, list[Figure]]:
                 (server.name, kind, connections): [
                     load(server, kind, connections, directory) for _ in range(runs)
                 ]
-                for kind in ("text", "image")
+                for kind in KINDS
                 for connections in CONNECTIONS
                 for server in contenders
             }
@@ -100,7 +103,7 @@ def run(runs: int) -> tuple[str, list[Figure]]:
         direct = direct_text(directory / "ours", 5 * runs)
     lines = []
     figures = []
-    for kind in ("text", "image"):
+    for kind in KINDS:
         for connections in CONNECTIONS:
             table, rates = _table(
                 kind, connections, [(s.name, loads[s.name, kind, connections]) for s in contenders]
@@ -127,7 +130,11 @@ def servers(directory: Path) -> Iterator[list[Server]]:
         ours.wait_ready()
         with filled_bucket(peers=True) as url:
             other = stack.enter_context(
-                peer("transformers_predict.py", {"STORAGE_EMULATOR_HOST": url})
+                peer(
+                    "transformers_predict.py",
+                    {"STORAGE_EMULATOR_HOST": url},
+                    _plain_schema(directory / "schema.json"),
+                )
             )
             other.wait_ready()
         third = stack.enter_context(infinity(for_peers, directory / "infinity.log"))
@@ -139,13 +146,33 @@ def servers(directory: Path) -> Iterator[list[Server]]:
         ]
 
 
+def _plain_schema(path: Path) -> Path:
+    """That of the same inputs after a plain `cog build`, in which the output is a list."""
+    schema = json.loads(SCHEMA.read_text())
+    schema["components"]["schemas"]["Output"] = {
+        "title": "Output",
+        "type": "array",
+        "items": {"type": "number"},
+    }
+    path.write_text(json.dumps(schema))
+    return path
+
+
 def load(server: Server, kind: str, connections: int, directory: Path) -> Load:
     """`connections` clients that each send the next request once they have an answer."""
     bodies = directory / "bodies"
     bodies.write_text("\n".join(server.bodies(kind)) + "\n")
+    # An answer 200 may say that a prediction failed: wrk counts it all the same.
+    answer = httpx.post(
+        server.url, content=server.bodies(kind)[0], timeout=120, headers=JSON
+    ).json()
+    vector = answer["output"] if "output" in answer else answer["data"][0]["embedding"]
+    if len(vector) != 768:
+        raise SystemExit(f"{server.name} does not embed: {str(answer)[:300]}")
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--timeout", "60s"]
     command += ["--script", str(LOAD), "--latency", server.url, "--duration"]
     subprocess.run([*command, "3s", "--", str(bodies)], check=True, capture_output=True)
+    time.sleep(2)  # what wrk has abandoned holds its place until the server has noticed
     done = subprocess.run(
         [*command, f"{SECONDS[kind]}s", "--", str(bodies)],
         check=True,
@@ -159,12 +186,10 @@ def load(server: Server, kind: str, connections: int, directory: Path) -> Load:
 
 def lone_text(server: Server) -> list[str]:
     """What a prediction costs beside the forward pass, by the service's own metrics."""
-    import httpx
-
     beside = []
     with httpx.Client(timeout=60) as client:
         for body in server.bodies("text")[:LONE]:
-            metrics = client.post(server.url, content=body).json()["metrics"]
+            metrics = client.post(server.url, content=body, headers=JSON).json()["metrics"]
             beside.append(1e3 * metrics["predict_time"] - metrics["encode_ms"])
     return [
         f"predict_time minus encode time, one text at a time: {statistics.median(beside):.1f} ms"
