@@ -41,8 +41,6 @@ class Place(Protocol):
 
     def write(self, name: str, data: bytes) -> None: ...
 
-    def delete(self, name: str) -> None: ...
-
 
 class Folder:
     """A directory of this machine, or one that all machines mount."""
@@ -79,9 +77,6 @@ class Folder:
         except BaseException:
             os.unlink(partial)
             raise
-
-    def delete(self, name: str) -> None:
-        (self._root / name).unlink(missing_ok=True)
 
 
 class Bucket:
@@ -137,14 +132,6 @@ class Bucket:
         self._bucket.blob(self._prefix + name).upload_from_string(
             data, content_type="application/octet-stream", checksum="crc32c", retry=DEFAULT_RETRY
         )
-
-    def delete(self, name: str) -> None:
-        from google.api_core.exceptions import NotFound
-
-        try:
-            self._bucket.blob(self._prefix + name).delete()
-        except NotFound:
-            pass
 
 
 def _persistently(source: sources.Source, name: str, start: int, end: int | None) -> bytes:

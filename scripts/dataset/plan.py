@@ -12,7 +12,6 @@ import csv
 import itertools
 import json
 import posixpath
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -236,7 +235,7 @@ class _Lines:
 
 
 def read_rows(task: Task, part: Part) -> Iterator[Row]:
-    """The rows of a part of a table, in order; exactly `part.rows` of them if it has not changed."""
+    """The rows of a part of a table, in order; `part.rows` of them unless it changed."""
     place = open_place(split_source(task.source)[0])
     if part.table.endswith(".parquet"):
         records = _parquet_records(place, part, task)
@@ -312,7 +311,7 @@ def resolve(path: str, task: Task) -> tuple[str, str]:
     folder = split_source(task.source)[0]
     if path.startswith("/") and "://" not in folder:
         return "/", path.lstrip("/")
-    if sys.platform != "win32" and "://" not in folder:
+    if "://" not in folder:
         return folder, path
     bucket, _, prefix = folder.removeprefix("gs://").partition("/")
     return f"gs://{bucket}", posixpath.normpath(posixpath.join(prefix, path.lstrip("/")))
