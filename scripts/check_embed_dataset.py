@@ -1,10 +1,12 @@
 """scripts/embed_dataset.py at the size its promises are made for, on this machine's cores.
 
-    check_embed_dataset.py rows        2,000 pictures, 3% of them bad, an embedder killed on the way;
-                                       20,000 captions, the run killed and resumed: every row there
-                                       once, and equal to the service's. From and to the emulator.
-    check_embed_dataset.py throughput  against a plain loop over `Embedder`, and memory of a tenth
-                                       of the input against all of it (ViT-B/32, random weights)
+    check_embed_dataset.py rows|throughput
+
+rows        2,000 pictures, 3% of them bad, embedders killed on the way; 20,000 captions, the run
+            killed and resumed: every row there once, and equal to the service's. From and to the
+            emulator, with a tiny random model.
+throughput  against a plain loop over `Embedder`, and memory of a tenth of the input against that of
+            all of it (ViT-B/32, random weights).
 
 Ends with an error if a promise is not kept. The first takes minutes, the second more.
 """
@@ -40,6 +42,7 @@ from local_server import CogServer
 
 PICTURES, BAD_EVERY, CAPTIONS = 2000, 33, 20_000
 MAX_DIFFERENCE = 2e-5
+WORDS = ("red", "blue", "old", "new", "dog", "cat", "bicycle", "shoe", "lamp", "under", "a", "the")
 LEAST_OF_PLAIN_LOOP = 0.9
 MOST_MEMORY_GROWTH = 1.15
 
@@ -70,26 +73,7 @@ def fill(place: Place, count: int, side: int = 320, spoil: bool = True) -> None:
 
 def caption(number: int) -> str:
     random = np.random.default_rng(number)
-    words = [
-        "red",
-        "blue",
-        "old",
-        "new",
-        "dog",
-        "cat",
-        "bicycle",
-        "shoe",
-        "lamp",
-        "table",
-        "on",
-        "under",
-        "with",
-        "near",
-        "a",
-        "the",
-        "two",
-    ]
-    return " ".join([*random.choice(words, random.integers(3, 12)), str(number)])
+    return " ".join([*random.choice(WORDS, random.integers(3, 12)), str(number)])
 
 
 class Run:
