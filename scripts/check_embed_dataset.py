@@ -164,15 +164,20 @@ def largest_difference(
 
     def one(item: tuple[str, dict[str, str]]) -> float:
         identity, request = item
-        try:
-            answer = server.predict(**request)
-        except urllib.error.HTTPError as error:
-            answer = json.load(error)
+        for _ in range(100):
+            try:
+                answer = server.predict(**request)
+                break
+            except urllib.error.HTTPError as error:
+                answer = json.load(error)
+                if error.code != 409:  # busy: Cog takes no more just now
+                    break
+                time.sleep(0.05)
         vector, error_text = rows[identity]
         if answer.get("status") == "succeeded":
             must(vector is not None, f"{identity}: {error_text}, and the service embeds it")
             return float(np.abs(np.array(vector) - np.array(answer["output"])).max())
-        must(vector is None and bool(error_text), f"{identity} has a vector, and the service none")
+        must(vector is None and bool(error_text), f"{identity} has a vector; the service: {answer}")
         return 0.0
 
     with ThreadPoolExecutor(16) as threads:
