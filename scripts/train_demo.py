@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import open_clip
+
 from clip_embed.model import Clip, ClipConfig
 from clip_embed.text import Tokenizer
 from publish_weights import tokenizer_json
@@ -190,7 +191,9 @@ def main() -> None:
     emojis = pictures.emojis(CACHE)
     drawn = [pictures.drawings(style, emojis, CACHE) for style in pictures.TRAINING]
     unseen = [pictures.drawings(style, emojis, CACHE) for style in pictures.HELD_OUT]
-    print(f"{len(emojis)} emojis, {sum(len(each.classes) for each in drawn)} pictures to learn from")
+    print(
+        f"{len(emojis)} emojis, {sum(len(each.classes) for each in drawn)} pictures to learn from"
+    )
 
     torch.manual_seed(options.seed)
     architecture = json.loads(ARCHITECTURE.read_bytes())

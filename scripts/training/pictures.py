@@ -145,9 +145,7 @@ def emojis(folder: Path) -> list[Emoji]:
     names = download(NAMES, folder) / "en"
     keywords = {
         code_of(char): words
-        for char, words in _read(
-            download(KEYWORDS, folder) / "dist" / "emoji-en-US.json"
-        ).items()
+        for char, words in _read(download(KEYWORDS, folder) / "dist" / "emoji-en-US.json").items()
     }
     shortcodes: dict[str, list[str]] = {}
     for source in ("emojibase", "github", "joypixels", "iamcal"):
@@ -214,9 +212,7 @@ def _iconify(package: Path, names: Mapping[str, str], codes: set[str]) -> dict[s
         code = exact.get(name) or loose.get(name.replace("-", ""))
         if icon is None or code not in codes or (alias and len(alias) > 1):
             continue
-        width, height = (
-            icon.get(side, icons.get(side, 16)) for side in ("width", "height")
-        )
+        width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
         left, top = (icon.get(side, icons.get(side, 0)) for side in ("left", "top"))
         body = icon["body"].replace("currentColor", "#000000")
         svg = (
