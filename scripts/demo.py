@@ -139,8 +139,8 @@ def main() -> None:
                 print("  " + line.removeprefix("ready: ").replace("; ", "\n  "))
             drawings = held_out()
             step(
-                f"4  {len(SENTENCES)} sentences and {len(drawings)} drawings by a hand the model has"
-                f" never seen (Twemoji)\n   POST {server.url}/predictions"
+                f"4  {len(SENTENCES)} sentences and {len(drawings)} drawings by a hand the model"
+                f" has never seen (Twemoji)\n   POST {server.url}/predictions"
             )
             texts, images = embed_all(server, drawings)
             print(f"  “{next(iter(SENTENCES))}”")

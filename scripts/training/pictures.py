@@ -84,8 +84,11 @@ HELD_OUT = [TWEMOJI, OPENMOJI]
 
 @dataclass(frozen=True)
 class Emoji:
-    """A class. code: Unicode code points as "1f600-1f3fb", without U+FE0F. label: CLDR's short name.
-    keywords: other names and words for it, lower case, none of them the label."""
+    """A class.
+
+    code: Unicode code points as "1f600-1f3fb", without U+FE0F. label: CLDR's short name. keywords:
+    other names and words for it, lower case, none of them the label.
+    """
 
     code: str
     label: str

@@ -1,4 +1,7 @@
-"""Sentences for an emoji, made up from its name and keywords. Knows nothing of pictures or tokens."""
+"""Sentences for an emoji, made up from its name and keywords.
+
+Knows nothing of pictures or tokens.
+"""
 
 from __future__ import annotations
 
