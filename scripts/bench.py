@@ -1,9 +1,10 @@
 """Our figures and the peers', from one run on one machine.
 
-    bench.py cold-start|download [--runs N] [--json FILE]
+    bench.py cold-start|download|search [--runs N] [--json FILE]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
 download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
+search      scripts/search.py: a query over 100,000 vectors, and indexing against the service's rate
 
 Machines are noisy: quote medians and ratios. Everything runs in turn, after a warm-up of each.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS = ("cold-start", "download")
+BENCHMARKS = ("cold-start", "download", "search")
 
 
 def main() -> None:

@@ -42,14 +42,14 @@ from training.texts import sentence
 ARCHITECTURE = ROOT / "scripts" / "training" / "emoji_clip.json"
 CACHE = ROOT / ".cache" / "demo-training"
 
-CLASSES = 64  # in a batch,
+CLASSES = 32  # in a batch,
 VIEWS = 4  # pictures of each, by as many hands as drew it,
 TEXTS = 2  # and sentences
 # Of an image's patches, in training: less arithmetic, and harder to learn by heart. More of them
 # while the rate falls, so that the network meets whole pictures.
-KEPT, KEPT_AT_LAST = 0.3, 0.6
-RATE = 1.5e-3
-WARM_UP = 200  # steps
+KEPT, KEPT_AT_LAST = 0.3, 0.5
+RATE = 1e-3
+WARM_UP = 150  # steps
 DECAY = 0.3  # of all steps, at the end
 EMA = 0.997
 
@@ -62,8 +62,9 @@ class Trainee(nn.Module):
         self.clip = Clip(config)
         self.clip.load(initial(self.clip))
         self.clip.requires_grad_(True)
-        # A batch holds 64 classes; these let it be told from all the others, too.
-        self.places = nn.Parameter(torch.randn(classes, config.embed_dim))
+        # A batch holds few classes; these let each be told from all the others, too.
+        # Short at first: only their directions count, and long ones turn slowly.
+        self.places = nn.Parameter(torch.randn(classes, config.embed_dim) * 0.05)
         self.place_scale = nn.Parameter(torch.tensor(math.log(14.0)))
 
     def images(self, pixels: Tensor, kept: float) -> Tensor:
@@ -183,7 +184,7 @@ def measure(clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], held_out: Dra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--out", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -242,7 +243,7 @@ def main() -> None:
                 average[name].lerp_(parameter, 1 - share)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         done = step + 1
-        if done % 200 == 0 or done == options.steps:
+        if done % 300 == 0 or done == options.steps:
             progress.write(f"step {done}: " + measure(smoothed, tokenizer, emojis, unseen[0]))
             state = {
                 "trainee": trainee.state_dict(),
