@@ -48,7 +48,7 @@ TEXTS = 2  # and sentences
 # Of an image's patches, in training: less arithmetic, and harder to learn by heart. More of them
 # while the rate falls, so that the network meets whole pictures.
 KEPT, KEPT_AT_LAST = 0.3, 0.5
-RATE = 1e-3
+RATE = 1.5e-3
 WARM_UP = 150  # steps
 DECAY = 0.3  # of all steps, at the end
 EMA = 0.997
@@ -106,8 +106,10 @@ def initial(clip: Clip) -> dict[str, Tensor]:
             tensor = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         elif name.endswith("bias"):
             tensor = torch.zeros(shape)
+        elif name == "visual.positional_embedding":
+            tensor = waves(clip.config.image_size // clip.config.patch_size, shape[1])
         elif "embedding" in name:
-            tensor = torch.randn(shape) * 0.02
+            tensor = torch.randn(shape) * 0.04
         elif "proj" in name.rsplit(".", 1)[-1] and "in_proj" not in name:
             tensor = torch.randn(shape) * shape[0] ** -0.5
         else:  # [outputs, inputs] and convolutions
@@ -117,6 +119,16 @@ def initial(clip: Clip) -> dict[str, Tensor]:
                 tensor /= math.sqrt(2 * clip.config.vision.layers)
         tensors[name] = tensor
     return tensors
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Places in a square as sines and cosines, [1 + side², width]: near ones are alike from the
+    start, and as loud as the pixels. As in "Attention Is All You Need", once for each direction."""
+    rates = 1 / 10 ** (torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    line = torch.cat([angles.sin(), angles.cos()], 1)
+    square = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], 1)
+    return torch.cat([torch.zeros(1, width), square])
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
