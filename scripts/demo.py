@@ -6,16 +6,15 @@ sentences and drawings embedded over HTTP, and what each sentence finds: in word
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from tqdm import tqdm
 import contact_sheet
 from contact_sheet import Find, Row
 from drawings import Drawing, held_out
+from embedding_client import Client
 from gcs_emulator import gcs_emulator
 from local_server import ROOT, CogServer
 
@@ -67,32 +67,24 @@ def run(*command: str, **environment: str) -> None:
     print("  " + done.stdout.strip().splitlines()[-1])
 
 
-def data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def unit(responses: Sequence[dict[str, Any]]) -> npt.NDArray[np.float64]:
-    """The vectors of some predictions, divided by their lengths."""
-    vectors = np.array([response["output"] for response in responses])
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def embed_all(
-    server: CogServer, drawings: Sequence[Drawing]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The responses for all sentences and all drawings, many requests at a time."""
-    inputs = [{"text": sentence} for sentence in SENTENCES]
-    inputs += [{"image": data_uri(drawing.png())} for drawing in drawings]
+    client: Client, drawings: Sequence[Drawing]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Vectors of length 1 of all sentences and all drawings; many requests at a time."""
+    calls: list[Callable[[], npt.NDArray[np.float32]]] = []
+    calls += [functools.partial(client.text, sentence) for sentence in SENTENCES]
+    calls += [functools.partial(client.image_bytes, d.png(), "drawing.png") for d in drawings]
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        done = pool.map(lambda each: server.predict(**each), inputs)
-        responses = list(tqdm(done, "  embedding", len(inputs), leave=False))
+        done = pool.map(lambda call: call(), calls)
+        vectors = np.array(list(tqdm(done, "  embedding", len(calls), leave=False)))
     seconds = time.perf_counter() - begin
-    print(f"  {len(responses)} vectors in {seconds:.1f} s: {len(responses) / seconds:.0f} a second")
-    return responses[: len(SENTENCES)], responses[len(SENTENCES) :]
+    print(f"  {len(calls)} vectors in {seconds:.1f} s: {len(calls) / seconds:.0f} a second")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors[: len(SENTENCES)], vectors[len(SENTENCES) :]
 
 
-def show(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float64]) -> None:
+def show(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float32]) -> None:
     """The ranking in words, and in one picture. similarity: [sentences, drawings]."""
     names = [drawing.name for drawing in drawings]
     meant = [names.index(name) for name in SENTENCES.values()]
@@ -101,7 +93,8 @@ def show(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float64]) -> No
         best = np.argsort(-scores)[:SHOWN]
         print(f"  {sentence:<30}" + ", ".join(f"{names[i]} {scores[i]:.2f}" for i in best[:4]))
         finds = [
-            Find(drawings[i].picture, names[i], scores[i], right=bool(i == expected)) for i in best
+            Find(drawings[i].picture, names[i], float(scores[i]), right=bool(i == expected))
+            for i in best
         ]
         rows.append(Row(sentence, finds))
     picture = contact_sheet.below(
@@ -142,12 +135,13 @@ def main() -> None:
                 f"4  {len(SENTENCES)} sentences and {len(drawings)} drawings by a hand the model"
                 f" has never seen (Twemoji)\n   POST {server.url}/predictions"
             )
-            texts, images = embed_all(server, drawings)
+            texts, images = embed_all(Client(server.url), drawings)
+            first = server.predict(text=next(iter(SENTENCES)))
             print(f"  “{next(iter(SENTENCES))}”")
-            print("    output   [" + ", ".join(f"{v:.4f}" for v in texts[0]["output"][:6]) + ", …]")
-            print("    metrics  " + json.dumps(texts[0]["metrics"]))
+            print("    output   [" + ", ".join(f"{v:.4f}" for v in first["output"][:6]) + ", …]")
+            print("    metrics  " + json.dumps(first["metrics"]))
         step("5  What each sentence finds, by cosine similarity")
-        show(drawings, unit(texts) @ unit(images).T)
+        show(drawings, texts @ images.T)
         print(
             f"\n  To look at: {PICTURE.relative_to(ROOT)}\n"
             "\n  This model knows emoji and little else (demo_model/README.md). For photographs,\n"

@@ -71,10 +71,13 @@ class Client:
 
     def image(self, path: Path) -> npt.NDArray[np.float32]:
         """float32 [D]; the file goes as it is. Raises OSError, RefusedError, ServiceError."""
-        data = path.read_bytes()
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return self.image_bytes(path.read_bytes(), path.name)
+
+    def image_bytes(self, data: bytes, name: str) -> npt.NDArray[np.float32]:
+        """float32 [D]. name: the file's, whose suffix says what it is. Raises as `image`."""
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if self.replicate and len(data) > REPLICATE_INLINE_BYTES:
-            return self._vector({"image": self._uploaded(path.name, kind, data)})
+            return self._vector({"image": self._uploaded(name, kind, data)})
         return self._vector({"image": f"data:{kind};base64,{base64.b64encode(data).decode()}"})
 
     def _vector(self, inputs: dict[str, str]) -> npt.NDArray[np.float32]:

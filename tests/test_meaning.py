@@ -7,8 +7,7 @@ projection that is wrong still gives 768 floats, and finds nothing.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,28 +16,29 @@ import pytest
 
 from conftest import ROOT
 from drawings import Drawing, held_out
+from embedding_client import Client
 from local_server import CogServer
 from training.retrieval import recall
 
 # The model card's figures (demo_model/README.md), less about a tenth.
 FLOOR_AT_1, FLOOR_AT_5 = 0.30, 0.55
 
-Vectors = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def embed() -> Iterator[Callable[[list[dict[str, str]]], Vectors]]:
-    """Inputs to vectors of length 1, by a real server with the demo's model."""
+def client() -> Iterator[Client]:
+    """A real server with the demo's model."""
     with CogServer({"CLIP_WEIGHTS": str(ROOT / "demo_model")}) as server:
         server.wait_ready()
+        yield Client(server.url)
 
-        def run(inputs: list[dict[str, str]]) -> Vectors:
-            with ThreadPoolExecutor(16) as pool:
-                responses = list(pool.map(lambda each: server.predict(**each), inputs))
-            vectors = np.array([response["output"] for response in responses])
-            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-        yield run
+def in_parallel(call: Callable[..., Vectors], *inputs: Iterable[str | bytes]) -> Vectors:
+    """The vectors of all inputs, divided by their lengths."""
+    with ThreadPoolExecutor(16) as pool:
+        vectors = np.array(list(pool.map(call, *inputs)))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +46,17 @@ def drawings() -> list[Drawing]:
     return held_out()
 
 
-def as_texts(texts: list[str]) -> list[dict[str, str]]:
-    return [{"text": text} for text in texts]
-
-
 @pytest.fixture(scope="module")
-def names(embed: Callable[..., Vectors], drawings: list[Drawing]) -> Vectors:
+def names(client: Client, drawings: list[Drawing]) -> Vectors:
     """Every drawing's name, embedded."""
-    return embed(as_texts([drawing.name for drawing in drawings]))
+    return in_parallel(client.text, [drawing.name for drawing in drawings])
 
 
 @pytest.fixture(scope="module")
-def images(embed: Callable[..., Vectors], drawings: list[Drawing]) -> Vectors:
+def images(client: Client, drawings: list[Drawing]) -> Vectors:
     """Every drawing, embedded."""
-    encoded = (base64.b64encode(drawing.png()).decode() for drawing in drawings)
-    return embed([{"image": f"data:image/png;base64,{data}"} for data in encoded])
+    files = (drawing.png() for drawing in drawings)
+    return in_parallel(client.image_bytes, files, ["drawing.png"] * len(drawings))
 
 
 def test_names_find_their_drawings(names: Vectors, images: Vectors) -> None:
@@ -100,7 +96,7 @@ def test_tricolours_are_told_apart(
 
 
 def test_sentences_find_what_they_mean(
-    embed: Callable[..., Vectors], drawings: list[Drawing], images: Vectors
+    client: Client, drawings: list[Drawing], images: Vectors
 ) -> None:
     """Words that are nobody's name: the drawing meant is among the best five of 1,914."""
     meant = {
@@ -111,7 +107,7 @@ def test_sentences_find_what_they_mean(
         "an electric guitar": "guitar",
         "a birthday cake with candles": "birthday cake",
     }
-    best = (-(embed(as_texts(list(meant))) @ images.T)).argsort(1)[:, :5]
+    best = (-(in_parallel(client.text, meant) @ images.T)).argsort(1)[:, :5]
     found = [
         expected in [drawings[i].name for i in row]
         for expected, row in zip(meant.values(), best, strict=True)
