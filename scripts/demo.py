@@ -30,7 +30,7 @@ from local_server import ROOT, CogServer
 # What people might ask for, and the drawing they would mean.
 SENTENCES = {
     "a slice of pizza": "pizza",
-    "a red sports car": "racing car",
+    "a red sports car": "automobile",
     "the face of a cat": "cat face",
     "laughing until tears come": "face with tears of joy",
     "a rocket flying into space": "rocket",

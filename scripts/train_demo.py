@@ -45,12 +45,14 @@ CACHE = ROOT / ".cache" / "demo-training"
 CLASSES = 32  # in a batch,
 VIEWS = 4  # pictures of each, by as many hands as drew it,
 TEXTS = 2  # and sentences
-# Of an image's patches, in training: less arithmetic, and harder to learn by heart. More of them
-# while the rate falls, so that the network meets whole pictures.
-KEPT, KEPT_AT_LAST = 0.3, 0.5
+# The first half of all steps sees few of an image's patches, after strong changes to it: cheap, and
+# hard to learn by heart. The second sees more of the picture as it is.
+FIRST = 0.5
+KEPT, KEPT_LATER = 0.3, 0.5
+STRENGTH, STRENGTH_LATER = 1.0, 0.4
 RATE = 1.5e-3
 WARM_UP = 150  # steps
-DECAY = 0.3  # of all steps, at the end
+DECAY = 0.4  # of all steps, at the end
 EMA = 0.997
 
 
@@ -87,10 +89,14 @@ class Trainee(nn.Module):
         logits = self.clip.logit_scale.exp() * images @ texts.T
         contrast = -(F.log_softmax(logits, 1) * same).sum(1) / TEXTS
         back = -(F.log_softmax(logits, 0) * same).sum(0) / VIEWS
-        places = self.place_scale.exp() * F.normalize(self.places, dim=-1)
+        places = F.normalize(self.places, dim=-1)
         placed = [
-            F.cross_entropy(features @ places.T, which, label_smoothing=0.1)
-            for features, which in ((images, image_classes), (texts, text_classes))
+            F.cross_entropy(scale.exp() * features @ places.T, which, label_smoothing=0.1)
+            for features, which, scale in (
+                # Names are soon told apart, and want a steeper scale than pictures.
+                (images, image_classes, self.clip.logit_scale),
+                (texts, text_classes, self.place_scale),
+            )
         ]
         return (contrast.mean() + back.mean()) / 2 + (placed[0] + placed[1]) / 2
 
@@ -152,7 +158,7 @@ class Batches:
         self.generator = torch.Generator().manual_seed(seed)
         self.random = random.Random(seed)
 
-    def draw(self) -> tuple[Tensor, list[str], Tensor]:
+    def draw(self, strength: float) -> tuple[Tensor, list[str], Tensor]:
         classes = self.random.sample(self.known, CLASSES)
         rows: list[int] = []
         for index in classes:
@@ -160,7 +166,7 @@ class Batches:
             self.random.shuffle(own)
             rows += (own * VIEWS)[:VIEWS]
         texts = [sentence(self.emojis[i], self.random) for i in classes for _ in range(TEXTS)]
-        return augment(self.pixels[rows], self.generator), texts, torch.tensor(classes)
+        return augment(self.pixels[rows], self.generator, strength), texts, torch.tensor(classes)
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -196,7 +202,7 @@ def measure(clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], held_out: Dra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--out", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -240,9 +246,10 @@ def main() -> None:
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps)
-        pixels, texts, classes = batches.draw()
+        first = step < options.steps * FIRST
+        kept = KEPT if first else KEPT_LATER
+        pixels, texts, classes = batches.draw(STRENGTH if first else STRENGTH_LATER)
         features = F.normalize(trainee.clip.encode_text(*tokenize(tokenizer, texts)), dim=-1)
-        kept = KEPT if step < options.steps * (1 - DECAY) else KEPT_AT_LAST
         loss = trainee.loss(trainee.images(normalised(pixels), kept), features, classes)
         loss.backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
@@ -255,7 +262,7 @@ def main() -> None:
                 average[name].lerp_(parameter, 1 - share)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         done = step + 1
-        if done % 300 == 0 or done == options.steps:
+        if done % 200 == 0 or done == options.steps:
             progress.write(f"step {done}: " + measure(smoothed, tokenizer, emojis, unseen[0]))
             state = {
                 "trainee": trainee.state_dict(),
