@@ -53,7 +53,7 @@ STRENGTH, STRENGTH_LATER = 1.0, 0.4
 RATE = 1.5e-3
 WARM_UP = 150  # steps
 DECAY = 0.4  # of all steps, at the end
-EMA = 0.997
+EMA = 0.99
 
 
 class Trainee(nn.Module):
@@ -202,7 +202,7 @@ def measure(clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], held_out: Dra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--out", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
