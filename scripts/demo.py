@@ -144,9 +144,10 @@ def main() -> None:
         show(drawings, texts @ images.T)
         print(
             f"\n  To look at: {PICTURE.relative_to(ROOT)}\n"
-            "\n  Frames mark the drawing meant. This model was trained for minutes, on emoji alone: it\n"
-            "  finds one name in five among its best five (demo_model/README.md). For meaning you\n"
-            "  can rely on, publish OpenAI's release (see README, “Your own bucket”)."
+            "\n  Frames mark the drawing meant. This model was trained briefly, on emoji alone:\n"
+            "  asked by names it has the right drawing among its best five one time in five\n"
+            "  (demo_model/README.md). For meaning you can rely on, publish OpenAI's release\n"
+            "  (see README, “Your own bucket”)."
         )
     print(f"\nDone in {time.perf_counter() - started:.1f} s; nothing is left running.")
 
