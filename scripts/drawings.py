@@ -1,0 +1,56 @@
+"""The held-out drawings in `examples/`: Twemoji, a style the demo's model has never seen."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+SHEET = FOLDER / "twemoji.webp"  # tiles in reading order
+NAMES = FOLDER / "twemoji.json"  # their names, in the same order
+COLUMNS = 44
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """name: Unicode's short name. picture: RGBA, square."""
+
+    name: str
+    picture: Image.Image
+
+    def png(self) -> bytes:
+        """As a file somebody might send."""
+        file = io.BytesIO()
+        self.picture.save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+
+def held_out() -> list[Drawing]:
+    """All of them, in Unicode's order."""
+    names = json.loads(NAMES.read_bytes())
+    with Image.open(SHEET) as sheet:
+        tiles = sheet.convert("RGBA")
+    size = tiles.width // COLUMNS
+    return [
+        Drawing(
+            name,
+            tiles.crop((x := i % COLUMNS * size, y := i // COLUMNS * size, x + size, y + size)),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def pack(names: Sequence[str], pictures: Sequence[Image.Image]) -> None:
+    """Write what `held_out` reads. pictures: RGBA, square, of one size."""
+    size = pictures[0].width
+    rows = -(-len(pictures) // COLUMNS)
+    tiles = Image.new("RGBA", (COLUMNS * size, rows * size), (255, 255, 255, 0))
+    for i, picture in enumerate(pictures):
+        tiles.paste(picture, (i % COLUMNS * size, i // COLUMNS * size))
+    tiles.save(SHEET, "WEBP", quality=90, alpha_quality=100, method=6)
+    NAMES.write_text(json.dumps(list(names), ensure_ascii=False, indent=0) + "\n")
