@@ -27,7 +27,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 import weights
-from clip_embed import sources
+from clip_embed import ranges, sources
 from clip_embed.errors import (
     AccessError,
     CorruptError,
@@ -278,7 +278,7 @@ def test_the_last_blocks_are_fetched_in_parts(server: RangeServer, url: str, mod
     asked = [(request.name, *request.range) for request in server.requests if request.range]
     *blocks, last = sorted(asked)
     assert last[2] - last[1] < BLOCK // 2
-    assert len(asked) == 9 + 2 * (weights.TAIL_PARTS - 1)
+    assert len(asked) == 9 + 2 * (ranges.TAIL_PARTS - 1)
     for one, other in zip(blocks, [*blocks[1:], last], strict=True):
         assert other[0] != one[0] or other[1] == one[2]
 
