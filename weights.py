@@ -437,7 +437,9 @@ class Pull:
                 if attempt < ATTEMPTS:
                     self.stats.retries += 1
             if attempt < ATTEMPTS:
-                time.sleep(_backoff(attempt, busy))
+                pause = _backoff(attempt, busy)
+                self._state.work.postpone(task, pause)
+                time.sleep(pause)
         if corrupt:
             raise CorruptError(
                 f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged:"

@@ -129,6 +129,14 @@ class WorkList:
             self._changed.notify_all()
             return True
 
+    def postpone(self, task: Task, pause: float) -> None:
+        """Say that the request failed and comes again after `pause` seconds: until then it is not
+        slow, and a busy server is not asked twice as often."""
+        with self._changed:
+            flight = self._flying.get(task.key)
+            if flight is not None:
+                flight.since = time.perf_counter() + pause
+
     def is_done(self, task: Task) -> bool:
         """Whether `task` has come, or is not wanted any more."""
         with self._changed:
