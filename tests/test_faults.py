@@ -3,8 +3,13 @@ within a deadline. The table at the end of a test session comes from these tests
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -274,3 +279,59 @@ def test_a_model_republished_while_pulled_on_a_web_server(
     )
     said = outcome(location, model, "republished while pulled", 10)
     assert f"{location}/{SECOND}: the checksum of block 1 is wrong" in said
+
+
+# --- a real web server ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nginx(root: Path, directory: Path, inside: str) -> Iterator[str]:
+    """The real nginx on `root`, with `inside` in its location block; its URL."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("nginx is not installed, and in CI nothing is skipped")
+        pytest.skip("nginx is not installed")
+    port = free_port()
+    (directory / "nginx.conf").write_text(
+        f"daemon off; pid {directory}/pid; error_log {directory}/error.log;\n"
+        + ("user root;\n" if os.geteuid() == 0 else "")  # workers must read pytest's directories
+        + "events {}\n"
+        + "http {\n limit_req_zone $server_name zone=busy:1m rate=20r/s; access_log off;\n"
+        + f" server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {inside} }} }}\n}}\n"
+    )
+    process = subprocess.Popen([program, "-p", str(directory), "-c", str(directory / "nginx.conf")])
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+NGINX = [
+    ("nginx, as it is", "", BYTES),
+    ("nginx, 503 beyond 20 requests/s", "limit_req zone=busy;", BYTES),
+    ("nginx, 429 beyond 20 requests/s", "limit_req zone=busy; limit_req_status 429;", BYTES),
+    ("nginx, 20 MB/s per connection", "limit_rate 20m;", BYTES),
+    ("nginx without ranges", "max_ranges 0;", "ignores Range requests"),
+    ("nginx that denies", "deny all;", "refuses access (HTTP 403)"),
+]
+
+
+@pytest.mark.parametrize(("label", "inside", "expected"), NGINX, ids=[row[0] for row in NGINX])
+def test_nginx_is_pulled_from(
+    label: str,
+    inside: str,
+    expected: str,
+    web_root: Path,  # noqa: F811
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """What a real web server does when it is limited or told to refuse."""
+    with nginx(web_root, tmp_path, inside) as url:
+        said = outcome(f"{url}/bucket/clip", model, label, 20)
+    assert expected in said
