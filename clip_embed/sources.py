@@ -112,7 +112,7 @@ def _from_obstore(error: Exception, where: str) -> Exception:
             f"{where} refuses access ({cause}); make the bucket readable, or give this service"
             " credentials that may read it (Application Default Credentials)"
         )
-    if isinstance(error, exceptions.NotSupportedError):
+    if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in message:
         return TransferError(
             f"{where}: the server ignores Range requests; serve it with one that does not"
         )

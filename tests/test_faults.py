@@ -140,7 +140,7 @@ def edited(change: Change) -> Fault:
         assert isinstance(answer.body, bytes)
         document = json.loads(answer.body)
         change(document)
-        return Answer(200, json.dumps(document).encode())
+        return Answer(200, json.dumps(document).encode(), answer.headers)
 
     return at("manifest.json", fault)
 
@@ -177,7 +177,7 @@ TABLE = [
     ("no manifest", at("manifest.json", status(404)), "holds no manifest.json", 10),
     (
         "manifest truncated",
-        at("manifest.json", lambda request, answer: Answer(200, answer.body[:-9])),  # type: ignore[index]
+        at("manifest.json", lambda request, answer: Answer(200, answer.body[:-9], answer.headers)),  # type: ignore[index]
         "is not valid JSON",
         10,
     ),
