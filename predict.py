@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import errors, manifest
+from clip_embed import cpus, errors, host_memory, leftovers, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -45,34 +46,51 @@ class Predictor(BasePredictor):
             ) as pull,
             ThreadPoolExecutor(1, thread_name_prefix="load") as loader,
         ):
-            # Imported here, not above: torch takes seconds, in which the pull gets its bytes.
+            memory = host_memory.HostMemory()
+            if not _gpu_is_likely():
+                memory.prepare(pull.wait_landed)
+            # Imported here, not above: the pull is on its way meanwhile. torch takes seconds, in
+            # which a core has time for the tokenizer.
+            from clip_embed import config, image, text
+
+            def read_tokenizer() -> text.Tokenizer:
+                network, _ = config.read_config(pull.file(manifest.CONFIG_NAME))
+                tokenizer = text.Tokenizer(
+                    pull.file(manifest.TOKENIZER_NAME), network.context_length
+                )
+                tokenizer.tokenize("warm up")
+                return tokenizer
+
+            tokenizer = loader.submit(read_tokenizer)
+            import torch
+
             from clip_embed import tensors
             from clip_embed.device import choose_device, choose_dtype
 
             clock.lap("import torch")
+            torch.set_num_threads(cpus.usable_cpus())
             device = choose_device(os.environ.get("CLIP_DEVICE"))
             dtype = choose_dtype(device)
-            loading = loader.submit(tensors.load, pull.blocks(), device, dtype)
-            from clip_embed import batching, embedder, image, output, text
+            loading = loader.submit(tensors.load, pull.blocks(), device, dtype, memory)
+            from clip_embed import batching, embedder, output
 
             self._embedder = embedder.Embedder.build(
                 pull.file(manifest.CONFIG_NAME), loading.result()
             )
-            self._tokenizer = text.Tokenizer(
-                pull.file(manifest.TOKENIZER_NAME), self._embedder.config.context_length
-            )
-            self._tokenizer.tokenize("warm up")
+            self._tokenizer = tokenizer.result()
             clock.lap("load")
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
             clock.lap("warm up")
-        self._texts = batching.Lane(self._embedder.embed_texts, limit=64, cost=lambda t: t.end)
-        # On a CPU a batch of eight images is 11% faster each, and holds up texts for seconds.
-        images = 16 if device.type == "cuda" else 2
-        self._images = batching.Lane(self._embedder.embed_images, limit=images, cost=lambda _: 0)
+        # A batch at most: on a GPU what fits any; on a CPU some seconds of work, since larger ones
+        # are hardly faster and hold up whoever comes next.
+        tokens, images = (4096, 16) if device.type == "cuda" else (1024, 2)
+        self._texts = batching.Lane(self._embedder.embed_texts, tokens, lambda text: text.end + 1)
+        self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        self._leftovers = leftovers.Leftovers(tempfile.gettempdir())
+        self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
         in_one_message = coglet.server.active and output.one_message_stays_flat()
         self._finish = output.as_one_message if in_one_message else output.as_list
         print(
@@ -86,6 +104,14 @@ class Predictor(BasePredictor):
             # Cog hears of the end of set-up on another way than of what it printed: without a
             # pause the line above is missing from /health-check one time in eight.
             time.sleep(0.03)
+
+    async def healthcheck(self) -> bool:
+        """Cog asks for /health-check: does the network still say what it said at set-up?
+
+        It runs after the batch that is running now, before all that wait. Cog takes no answer
+        within five seconds for a no.
+        """
+        return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 
     # Batches form from what waits, so this bounds memory, not speed. Cog reads it when an image is
     # built; COG_MAX_CONCURRENCY overrides it.
@@ -114,9 +140,13 @@ class Predictor(BasePredictor):
                 )
             if text:
                 print("text is ignored: an image was sent too")
-            pixels = await self._off_loop(
-                self._prepare_image, image, self._embedder.preprocessing, self._max_pixels
-            )
+            try:
+                pixels = await self._off_loop(
+                    self._prepare_image, image, self._embedder.preprocessing, self._max_pixels
+                )
+            finally:
+                if coglet.server.active:
+                    self._leftovers.discard(image)
             prepared = time.perf_counter()
             done = await self._batcher.submit(self._images, pixels)
             self.record_metric("image_width", pixels.width)
@@ -147,6 +177,12 @@ class Predictor(BasePredictor):
         """Run `function` in a thread, so that others' requests go on meanwhile."""
         call = functools.partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _gpu_is_likely() -> bool:
+    """Before torch can say: CLIP_DEVICE, or NVIDIA's driver. Only a guess, for what is prepared."""
+    wanted = os.environ.get("CLIP_DEVICE")
+    return wanted == "cuda" or (wanted != "cpu" and os.path.exists("/dev/nvidiactl"))
 
 
 @contextlib.contextmanager

@@ -158,6 +158,19 @@ class Pull:
                 raise self._failure()
             return self._state.small_files[name]
 
+    def wait_landed(self) -> int:
+        """Wait until every block has landed, taken or not; the bytes of all shards.
+
+        Raises WeightsError if the pull fails.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._state.error or (self._state.manifest and not self._state.blocks_left)
+            )
+            if self._state.error:
+                raise self._failure()
+        return sum(shard.size for shard in self.manifest.shards)
+
     def blocks(self) -> Iterator[Block]:
         """The verified blocks of the shards, each once, in the order they land.
 

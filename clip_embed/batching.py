@@ -25,9 +25,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lane(Generic[Item, Result]):
-    """One kind of work: `call` takes at most `limit` items and returns one result for each.
+    """One kind of work: `call` takes several items and returns one result for each.
 
-    cost: how long an item takes relative to others; items of like cost share a batch.
+    cost: of an item, in whatever unit its work is counted. limit: the costs of one batch add up to
+    no more, which bounds both its memory and how long others wait for it; an item that costs more
+    goes alone.
     """
 
     call: Callable[[Sequence[Item]], Iterable[Result]]
@@ -95,18 +97,23 @@ class Batcher:
             self._waiting.clear()
 
     def _draw(self) -> list[_Waiting]:
-        """The item that has waited longest, and those like it that cost about the same."""
+        """Those that have waited longest, of one lane and within its limit."""
         alive = [waiting for waiting in self._waiting if not waiting.future.done()]
         if not alive:
             self._waiting.clear()
             return []
-        lane, cost = alive[0].lane, alive[0].lane.cost(alive[0].item)
-        alike = [waiting for waiting in alive if waiting.lane is lane]
-        # Sorting is stable: of equal distance, the longer waiting comes first.
-        alike.sort(key=lambda waiting: abs(lane.cost(waiting.item) - cost))
-        batch = alike[: lane.limit]
-        drawn = set(map(id, batch))
-        self._waiting = deque(waiting for waiting in alive if id(waiting) not in drawn)
+        lane = alive[0].lane
+        batch: list[_Waiting] = []
+        left: deque[_Waiting] = deque()
+        room = lane.limit
+        for waiting in alive:
+            if waiting.lane is lane and room > 0:
+                room -= lane.cost(waiting.item)
+                if room >= 0 or not batch:
+                    batch.append(waiting)
+                    continue
+            left.append(waiting)
+        self._waiting = left
         return batch
 
     async def _run(self, batch: list[_Waiting]) -> None:

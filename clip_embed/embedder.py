@@ -5,7 +5,6 @@ Knows nothing of files, of Cog, or of who is waiting for the vectors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip_embed.errors import EmbeddingError, ModelError
+from clip_embed.config import read_config
+from clip_embed.errors import EmbeddingError
 from clip_embed.image import Pixels, Preprocessing
-from clip_embed.model import Clip, ClipConfig
+from clip_embed.model import Clip, Packing
 from clip_embed.text import Tokens
 
 Vectors = npt.NDArray[np.float32]
@@ -43,13 +43,7 @@ class Embedder:
 
         The tensors are adopted, not copied. Raises ModelError if the two do not fit.
         """
-        try:
-            document = json.loads(open_clip_config)
-            model_cfg, preprocess_cfg = document["model_cfg"], document["preprocess_cfg"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ModelError(f"open_clip_config.json is malformed ({error!r})") from error
-        config = ClipConfig.from_open_clip(model_cfg)
-        preprocessing = Preprocessing.from_open_clip(preprocess_cfg, config.image_size)
+        config, preprocessing = read_config(open_clip_config)
         model = Clip(config)
         model.load(tensors)
         return cls(model, preprocessing)
@@ -60,15 +54,9 @@ class Embedder:
 
         Raises EmbeddingError if a value is not finite.
         """
-        ends = torch.tensor([text.end for text in texts])
-        # Positions after end-of-text change nothing (attention is causal), so none is computed
-        # beyond the longest caption of this batch; shorter ones are padded with id 0.
-        ids = np.zeros((len(texts), int(ends.max()) + 1), dtype=np.int64)
-        for row, text in zip(ids, texts, strict=True):
-            row[: text.end + 1] = text.ids[: text.end + 1]
-        features = self._model.encode_text(
-            torch.from_numpy(ids).to(self.device), ends.to(self.device)
-        )
+        packing = Packing([text.end + 1 for text in texts], self.device)
+        ids = np.concatenate([text.ids[: text.end + 1] for text in texts])
+        features = self._model.encode_text(torch.from_numpy(ids).to(self.device), packing)
         return _finish(features)
 
     @torch.inference_mode()
@@ -91,17 +79,43 @@ class Embedder:
         values = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         return values.to(self.dtype)
 
-    @torch.inference_mode()
     def warm_up(self) -> None:
         """Make the first prediction an ordinary one: thread pools, kernels, the allocator.
 
-        One block of the vision tower is enough, because all are alike; on a CPU the other 23 would
-        cost most of a second. The text tower, a twentieth of the work, runs whole.
+        What the network says of the known inputs is remembered for `is_healthy`.
+        """
+        self._known = self._embed_known()
+
+    def is_healthy(self) -> bool:
+        """Whether the network says of the known inputs what it said when it was warmed up.
+
+        Memory that was overwritten and a device that computes nonsense are seen; cosine similarity
+        of 0.9999 is far above what rounding explains, and far below what a wrong weight leaves.
+        """
+        try:
+            pairs = zip(self._known, self._embed_known(), strict=True)
+            return all(_cosine(then, now) > 0.9999 for then, now in pairs)
+        except EmbeddingError:
+            return False
+
+    @torch.inference_mode()
+    def _embed_known(self) -> tuple[Vectors, Vectors]:
+        """Vectors [1, D] of a text, and of an image as one block of the tower sees it.
+
+        One block is enough to warm up, because all are alike; on a CPU the other 23 would cost most
+        of a second. The text tower, a twentieth of the work, runs whole.
         """
         size = self.config.image_size
-        batch = torch.zeros((1, size, size, 3), dtype=torch.uint8)
-        self._model.encode_image(self.normalise(batch), depth=1).cpu()
-        self.embed_texts([Tokens(np.zeros(16, dtype=np.int64), end=15, truncated=False)])
+        ramp = (torch.arange(size) % 256).to(torch.uint8).view(1, size, 1, 1)
+        pixels = self.normalise(ramp.expand(1, size, size, 3))
+        ids = np.arange(16, dtype=np.int64) % self.config.vocab_size
+        tokens = Tokens(ids, end=15, truncated=False)
+        image = _finish(self._model.encode_image(pixels, depth=1))
+        return self.embed_texts([tokens]), image
+
+
+def _cosine(a: Vectors, b: Vectors) -> float:
+    return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _finish(features: Tensor) -> Vectors:

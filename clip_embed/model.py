@@ -4,124 +4,22 @@ Knows nothing of files, devices, precision or batching. The architecture comes f
 `open_clip_config.json`, parameter names are open_clip's, and so one class carries ViT-L/14 and the
 tiny models of the tests alike.
 
-Letters in shape comments: B batch, L tokens, P patches + 1, W width, H heads, D embedding.
+Letters in shape comments: B batch, L tokens of a text, N tokens of all texts, P patches + 1,
+W width, H heads, D embedding.
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 2021, section 2.4, and open_clip's implementation, which the parity tests hold this one against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_embed.config import ClipConfig, TowerConfig
 from clip_embed.errors import ModelError
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """A transformer: `layers` blocks, `width` channels, `heads` heads, MLPs `mlp_ratio` wide."""
-
-    width: int
-    layers: int
-    heads: int
-    mlp_ratio: float
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """The architecture, as `model_cfg` of `open_clip_config.json` states it.
-
-    embed_dim: floats per vector. image_size, patch_size: pixels per side.
-    context_length: tokens per text, start and end included. vocab_size: token ids.
-    """
-
-    embed_dim: int
-    image_size: int
-    patch_size: int
-    context_length: int
-    vocab_size: int
-    quick_gelu: bool
-    vision: TowerConfig
-    text: TowerConfig
-
-    @classmethod
-    def from_open_clip(cls, model_cfg: Mapping[str, Any]) -> ClipConfig:
-        """Read open_clip's `model_cfg`, with open_clip's defaults for what it leaves out.
-
-        Raises ModelError for a missing or malformed value, and for any option this network does
-        not implement: ignoring one would give wrong vectors instead of an error.
-        """
-        top = _Options("model_cfg", model_cfg)
-        vision = _Options("vision_cfg", top.take("vision_cfg", dict))
-        text = _Options("text_cfg", top.take("text_cfg", dict))
-        vision_width = vision.take("width", int, 768)
-        head_width = vision.take("head_width", int, 64)
-        if vision_width % head_width:
-            raise ModelError(f"vision_cfg: width {vision_width} is not a multiple of {head_width}")
-        config = cls(
-            embed_dim=top.take("embed_dim", int),
-            quick_gelu=top.take("quick_gelu", bool, False),
-            image_size=vision.take("image_size", int, 224),
-            patch_size=vision.take("patch_size", int, 16),
-            context_length=text.take("context_length", int, 77),
-            vocab_size=text.take("vocab_size", int, 49408),
-            vision=TowerConfig(
-                width=vision_width,
-                layers=vision.take("layers", int, 12),
-                heads=vision_width // head_width,
-                mlp_ratio=vision.take("mlp_ratio", float, 4.0),
-            ),
-            text=TowerConfig(
-                width=text.take("width", int, 512),
-                layers=text.take("layers", int, 12),
-                heads=text.take("heads", int, 8),
-                mlp_ratio=text.take("mlp_ratio", float, 4.0),
-            ),
-        )
-        for options in (top, vision, text):
-            options.refuse_rest()
-        if config.text.width % config.text.heads:
-            raise ModelError(
-                f"text_cfg: width {config.text.width} is no multiple of {config.text.heads} heads"
-            )
-        if config.image_size % config.patch_size:
-            raise ModelError(
-                f"vision_cfg: image_size {config.image_size} is not a multiple of"
-                f" patch_size {config.patch_size}"
-            )
-        return config
-
-
-class _Options:
-    """A dict of options that must all be understood."""
-
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
-        self.where = where
-        self.left = dict(values)
-
-    def take(self, name: str, kind: type, default: Any = None) -> Any:
-        value = self.left.pop(name, default)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ModelError(f"{self.where}: {name} is {value!r}; expected {kind.__name__}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise ModelError(f"{self.where}: {name} is {value!r}; expected a positive number")
-        return value
-
-    def refuse_rest(self) -> None:
-        # open_clip writes options that are off as null or false: those change nothing.
-        rest = sorted(name for name, value in self.left.items() if value not in (None, False))
-        if rest:
-            raise ModelError(
-                f"{self.where}: {', '.join(rest)} not supported; this service carries OpenAI's"
-                " CLIP vision transformers (ViT-L-14-quickgelu and its like)"
-            )
 
 
 def _unset(*shape: int) -> nn.Parameter:
@@ -158,6 +56,39 @@ def quick_gelu(x: Tensor) -> Tensor:
     return torch.sigmoid(1.702 * x).mul_(x)
 
 
+class Packing:
+    """Texts of different lengths, token after token: [N, C], where padding takes [B, L, C].
+
+    Only attention has to know which token is whose, and is a fiftieth of the work; for all the rest
+    short texts cost nothing for the sake of long ones.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        """lengths: tokens of each text, B of them, none zero."""
+        self.shape = len(lengths), max(lengths)
+        places = [torch.arange(length) for length in lengths]
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        columns = torch.cat(places)
+        self.columns = columns.to(device)  # int64 [N], each token's place in its text
+        self.last = (torch.tensor(lengths).cumsum(0) - 1).to(device)  # int64 [B]
+        # int64 [N], each token's place in [B · L]; None if that is its place in [N], too
+        self._flat = None
+        if len(columns) < self.shape[0] * self.shape[1]:
+            self._flat = (rows * self.shape[1] + columns).to(device)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[N, C] → [B, L, C]; zeros where a text has no token."""
+        batch, length = self.shape
+        if self._flat is not None:
+            x = x.new_zeros((batch * length, x.shape[-1])).index_copy_(0, self._flat, x)
+        return x.view(batch, length, -1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, L, C] → [N, C]."""
+        x = x.flatten(0, 1)
+        return x if self._flat is None else x.index_select(0, self._flat)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; queries, keys and values share one projection, as in open_clip."""
 
@@ -168,13 +99,18 @@ class Attention(nn.Module):
         self.in_proj_bias = _unset(3 * width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        batch, length, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [B, L, 3W]
+    def forward(self, x: Tensor, packing: Packing | None) -> Tensor:
+        # [B, L, W], or [N, W] if packed
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        batch, length, width = qkv.shape[0], qkv.shape[1], x.shape[-1]
         qkv = qkv.view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, W/H]
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(x.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        # Texts are packed, and their attention is causal; that of images is neither.
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=packing is not None)
+        x = x.transpose(1, 2).reshape(batch, length, width)
+        return self.out_proj(x if packing is None else packing.pack(x))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -201,8 +137,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.width)
         self.mlp = Mlp(config, activation)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: Tensor, packing: Packing | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), packing)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -213,9 +149,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(config, activation) for _ in range(config.layers))
 
-    def forward(self, x: Tensor, causal: bool, depth: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | None, depth: int | None = None) -> Tensor:
         for block in self.resblocks[:depth]:
-            x = block(x, causal)
+            x = block(x, packing)
         return x
 
 
@@ -253,7 +189,7 @@ class VisionTower(nn.Module):
         class_token = self.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1)  # [B, P, W]
         x = self.ln_pre(x + self.positional_embedding)
-        x = self.transformer(x, causal=False, depth=depth)
+        x = self.transformer(x, None, depth)
         return self.ln_post(x[:, 0]) @ self.proj  # type: ignore[no-any-return]  # [B, D]
 
 
@@ -304,17 +240,17 @@ class Clip(nn.Module):
         """
         return self.visual(pixels, depth)  # type: ignore[no-any-return]
 
-    def encode_text(self, tokens: Tensor, ends: Tensor) -> Tensor:
+    def encode_text(self, tokens: Tensor, packing: Packing) -> Tensor:
         """Features of texts, not normalised.
 
-        tokens: int64 [B, L], L at most context_length. ends: int64 [B], the position of each
-        text's end-of-text token, whose feature is the text's. Attention is causal, so tokens after
-        it change nothing, and L need only reach the last of them. Returns [B, D].
+        tokens: int64 [N], the texts one after another, each up to its end-of-text token, whose
+        feature is the text's: attention is causal, so what would follow changes nothing. packing:
+        where each text lies, none longer than context_length. Returns [B, D].
         """
-        x = self.token_embedding(tokens)  # [B, L, W]
-        x = x + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True)
-        x = x[torch.arange(len(x), device=x.device), ends]  # [B, W]
+        x = self.token_embedding(tokens)  # [N, W]
+        x = x + self.positional_embedding[packing.columns]
+        x = self.transformer(x, packing)
+        x = x[packing.last]  # [B, W]
         return self.ln_final(x) @ self.text_projection  # type: ignore[no-any-return]
 
 

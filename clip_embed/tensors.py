@@ -5,8 +5,6 @@ Knows safetensors' layout and where memory is; nothing of networks, or of what t
 
 from __future__ import annotations
 
-import logging
-import mmap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from clip_embed.errors import ManifestError
+from clip_embed.host_memory import HostMemory
 from clip_embed.manifest import (
     BLOCK_SIZE,
     ITEM_SIZE,
@@ -23,21 +22,24 @@ from clip_embed.manifest import (
     parse_safetensors_header,
 )
 
-log = logging.getLogger("clip_embed.tensors")
-
 _STORED = {"F16": torch.float16, "F32": torch.float32}
 
 
 def load(
-    blocks: Iterable[Block], device: torch.device, dtype: torch.dtype
+    blocks: Iterable[Block],
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: HostMemory | None = None,
 ) -> dict[str, torch.Tensor]:
     """Every tensor of the model on `device` as `dtype`.
 
-    blocks: every block of every shard once, in any order. Raises ManifestError if the shards are
+    blocks: every block of every shard once, in any order. memory: where tensors of this host are
+    put; not used for those of a GPU. Raises ManifestError if the shards are
     not well formed, and whatever `blocks` raises.
     """
     # Blocks are read-only, and only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    memory = memory or HostMemory()
     ring = _PinnedRing() if device.type == "cuda" else None
     shards: dict[str, _Shard] = {}
     early: dict[str, list[Block]] = {}  # landed before the first block of their shard
@@ -48,7 +50,7 @@ def load(
             shards[name] = (
                 _DeviceShard(infos, block.file.size, device, dtype, ring)
                 if ring
-                else _HostShard(infos, dtype)
+                else _HostShard(infos, dtype, memory)
             )
             for waiting in early.pop(name, []):
                 shards[name].place(waiting)
@@ -77,13 +79,14 @@ class _HostShard:
 
     ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
 
-    def __init__(self, infos: Sequence[TensorInfo], dtype: torch.dtype) -> None:
+    def __init__(self, infos: Sequence[TensorInfo], dtype: torch.dtype, memory: HostMemory) -> None:
         self._infos = infos
         self._tensors: dict[str, torch.Tensor] = {}
         step = self.ALIGNMENT // dtype.itemsize
         counts = [(info.end - info.start) // ITEM_SIZE[info.dtype] for info in infos]
-        memory = _huge_pages(sum(-(-count // step) * step for count in counts) * dtype.itemsize)
-        arena = torch.frombuffer(memory, dtype=dtype)
+        size = sum(-(-count // step) * step for count in counts) * dtype.itemsize
+        # Of a shard without numbers, too: torch makes no tensor of an empty buffer.
+        arena = torch.frombuffer(memory.take(max(size, self.ALIGNMENT)), dtype=dtype)
         position = 0
         for info, count in zip(infos, counts, strict=True):
             self._tensors[info.name] = arena[position : position + count]
@@ -162,15 +165,3 @@ class _DeviceShard:
             .to(self._dtype)
             for info in self._infos
         }
-
-
-def _huge_pages(size: int) -> mmap.mmap:
-    """Anonymous memory that the kernel may back with 2 MiB pages: 512 times fewer faults."""
-    # Private: shared memory, the default, gets no huge pages. Never none at all.
-    memory = mmap.mmap(-1, size or mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel built without them
-            log.debug("no huge pages here")
-    return memory

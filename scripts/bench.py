@@ -1,9 +1,12 @@
 """Our figures and the peers', from one run on one machine.
 
-    bench.py cold-start|download [--runs N] [--json FILE]
+    bench.py cold-start|download|text|image|http [--runs N] [--json FILE]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
 download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
+text        captions in batches of 32, beside open_clip and transformers
+image       images in batches of 4, beside the same
+http        the whole service under load, beside others that serve the same weights
 
 Machines are noisy: quote medians and ratios. Everything runs in turn, after a warm-up of each.
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS = ("cold-start", "download")
+BENCHMARKS = ("cold-start", "download", "text", "image", "http")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "openapi.json"
 CACHE = ROOT / ".cache"
@@ -34,6 +36,12 @@ def free_port() -> int:
 def venv_path() -> str:
     """PATH with this interpreter first: Cog starts its worker as plain `python`."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def image_environment() -> dict[str, str]:
+    """What cog.yaml sets in the image, so that a server outside one runs alike."""
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    return dict(line.split("=", 1) for line in config["environment"])
 
 
 class CogServer:
@@ -71,6 +79,7 @@ class CogServer:
             shutil.copyfile(self._schema, self.directory / ".cog" / "openapi_schema.json")
         wanted = {
             **os.environ,
+            **image_environment(),
             "PATH": venv_path(),
             "PYTHONPATH": str(ROOT),
             "PORT": str(self.port),

@@ -36,8 +36,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clip_embed import manifest, text
+from clip_embed.config import ClipConfig
 from clip_embed.errors import ModelError
-from clip_embed.model import Clip, ClipConfig
+from clip_embed.model import Clip
 
 DEFAULT_MODEL = "ViT-L-14-quickgelu"
 SHARD_BYTES = 256 * 2**20

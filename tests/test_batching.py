@@ -28,7 +28,8 @@ class Device:
 
 
 def lane(device: Device, limit: int = 100) -> Lane[int, int]:
-    return Lane(device, limit=limit, cost=lambda item: item)
+    """Work of which every item costs 1."""
+    return Lane(device, limit=limit, cost=lambda item: 1)
 
 
 async def settle() -> None:
@@ -69,17 +70,18 @@ def test_what_waits_together_runs_together() -> None:
     assert [len(batch) for batch in device.batches] == [9]
 
 
-def test_a_batch_is_limited_and_of_like_cost() -> None:
-    """At most `limit` items, those nearest in cost to the one that has waited longest."""
+def test_a_batch_is_limited_by_what_it_costs() -> None:
+    """In order of waiting, until the next would cost too much; one that always would goes alone."""
     device = Device()
 
     async def main() -> None:
-        batcher, work = Batcher(), lane(device, limit=3)
-        items = [50, 1, 2, 49, 3, 51]
+        batcher = Batcher()
+        work: Lane[int, int] = Lane(device, limit=10, cost=lambda item: item)
+        items = [4, 5, 2, 8, 30, 1, 9]
         await asyncio.gather(*(batcher.submit(work, item) for item in items))
 
     asyncio.run(main())
-    assert [sorted(batch) for batch in device.batches] == [[49, 50, 51], [1, 2, 3]]
+    assert device.batches == [[4, 5], [2, 8], [30], [1, 9]]
 
 
 def test_lanes_do_not_mix() -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 import weights
 from benchmarks.peers.convert import transformers_model
 from clip_embed import image, manifest, tensors, text
+from clip_embed.config import ClipConfig
 from clip_embed.embedder import Embedder
 from clip_embed.errors import ModelError
-from clip_embed.model import Clip, ClipConfig
+from clip_embed.model import Clip
 from conftest import PHOTOS, ROOT, TINY, publish
 
 CAPTIONS = [

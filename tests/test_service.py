@@ -25,6 +25,7 @@ import httpx
 import jsonschema
 import numpy as np
 import pillow_heif
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -408,3 +409,55 @@ def test_set_up_that_cannot_work_says_why(
     assert status == "SETUP_FAILED"
     assert sentence in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("fault", ["text nan", "text wrong", "image nan", "image wrong"])
+def test_a_network_gone_wrong_is_unhealthy(tiny_model: Path, fault: str) -> None:
+    """/health-check embeds a known text and image: other or unusable answers than at set-up."""
+    unwell = f"{ROOT / 'tests' / 'unwell_predict.py'}:Predictor"
+    environment = {"CLIP_WEIGHTS": str(tiny_model), "FAULT": fault}
+    with CogServer(environment, predictor=unwell) as server:
+        assert server.wait()["status"] == "UNHEALTHY"
+
+
+def test_a_network_left_alone_is_healthy(tiny_model: Path) -> None:
+    """The same predictor without a fault: what makes it unhealthy is the fault."""
+    well = f"{ROOT / 'tests' / 'unwell_predict.py'}:Predictor"
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model), "FAULT": "none"}, predictor=well) as server:
+        assert [server.wait()["status"], server.health()["status"]] == ["READY", "READY"]
+
+
+def test_beyond_the_limit_is_refused_at_once_and_then_served(tiny_model: Path) -> None:
+    """With one prediction in flight a second is answered 409, and afterwards all is as before."""
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model), "COG_MAX_CONCURRENCY": "4"}) as server:
+        server.wait_ready()
+        url = f"{server.url}/predictions"
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            long = {"input": {"text": "words " * 30_000}}
+            answers = [
+                answer.status_code
+                for answer in pool.map(lambda _: httpx.post(url, json=long, timeout=60), range(64))
+            ]
+        assert set(answers) == {200, 409}
+        assert answers.count(200) >= 4
+        assert server.health()["status"] == "READY"
+        assert server.predict(text="a red bicycle")["status"] == "succeeded"
+
+
+def test_a_worker_that_is_killed_is_not_ready(tiny_model: Path) -> None:
+    """Once the worker is gone the server says so, or ends: nobody sends it more."""
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}) as server:
+        server.wait_ready()
+        assert server.process is not None
+        for worker in psutil.Process(server.process.pid).children(recursive=True):
+            worker.kill()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if server.process.poll() is not None or server.health()["status"] != "READY":
+                    break
+            except OSError:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the server went on being READY")

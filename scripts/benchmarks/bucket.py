@@ -13,7 +13,7 @@ from google.cloud import storage
 
 import publish_weights
 from benchmarks.peers import convert
-from clip_embed.model import ClipConfig
+from clip_embed.config import ClipConfig
 from gcs_emulator import gcs_emulator
 from local_server import CACHE
 
@@ -30,6 +30,7 @@ def filled_bucket(peers: bool) -> Iterator[str]:
             publish_weights.publish(model, publish_weights.Bucket(PREFIX))
             if peers:
                 _upload_peers(model)
+            del model
             yield url
         finally:
             del os.environ["STORAGE_EMULATOR_HOST"]

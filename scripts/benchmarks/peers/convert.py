@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from clip_embed.model import ClipConfig
+from clip_embed.config import ClipConfig
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -26,9 +26,7 @@ def write_open_clip(directory: Path, loaded: Tensors) -> None:
 def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> None:
     """A directory for transformers' from_pretrained, float32 as OpenAI's release there is."""
     transformers_model(config, loaded).save_pretrained(directory)
-    vocabulary, merges = _vocabulary()
-    (directory / "vocab.json").write_text(json.dumps(vocabulary))
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    write_tokenizer(directory)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(directory, local_files_only=True)
     size = config.image_size
     images = transformers.CLIPImageProcessor(
@@ -38,6 +36,25 @@ def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> 
         image_std=list(open_clip.OPENAI_DATASET_STD),
     )
     transformers.CLIPProcessor(images, tokenizer).save_pretrained(directory)
+
+
+def for_older_transformers(directory: Path) -> None:
+    """Make of what `write_transformers` wrote a directory that transformers 4 reads."""
+    processor = json.loads((directory / "processor_config.json").read_text())
+    (directory / "processor_config.json").unlink()
+    images = {**processor["image_processor"], "image_processor_type": "CLIPImageProcessor"}
+    (directory / "preprocessor_config.json").write_text(json.dumps(images))
+    # Its tokenizer comes from vocab.json and merges.txt alone.
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
+def write_tokenizer(directory: Path) -> None:
+    """The files of transformers' CLIPTokenizer."""
+    vocabulary, merges = _vocabulary()
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
 def _vocabulary() -> tuple[dict[str, int], list[str]]:

@@ -1,0 +1,46 @@
+"""The copies of images that Cog makes for a prediction, and forgets when a client hangs up.
+
+Cog 0.23 writes an image that arrives as a data: URI or a URL to a temporary file, and removes it
+when the prediction has ended; that of one cancelled before it began, or while it waits, may stay. A
+service with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+PATTERN = "tmp*file.*"
+"""How Cog names them."""
+
+OLD_SECONDS = 300.0
+"""Nobody waits so long for an image to be read."""
+
+SWEEP_SECONDS = 60.0
+
+
+class Leftovers:
+    """Removes them from `directory`; used from one thread at a time."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        self._swept = time.monotonic()
+
+    def discard(self, path: str | os.PathLike[str]) -> None:
+        """Remove `path`, which has been read, if it lies here; and now and then, old ones."""
+        if Path(path).parent == self._directory:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        if time.monotonic() - self._swept >= SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Remove all that are so old that nobody can be waiting for them."""
+        oldest = time.time() - OLD_SECONDS
+        for path in self._directory.glob(PATTERN):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
