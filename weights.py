@@ -455,8 +455,8 @@ class Pull:
                 time.sleep(pause)
         if corrupt:
             raise CorruptError(
-                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged:"
-                " publish the model again"
+                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged, or"
+                " the model was republished while it was pulled: start again, or publish it again"
             )
         raise TransferError(f"{where}: {problem} after {ATTEMPTS} attempts; check the network")
 

@@ -8,30 +8,41 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 import weights
-from clip_embed.errors import WeightsError
-from conftest import FAULTS
-from local_server import free_port
+from clip_embed import sources, tensors
+from clip_embed.embedder import Embedder
+from clip_embed.errors import ClipEmbedError, WeightsError
+from clip_embed.manifest import CONFIG_NAME
+from conftest import FAULTS, ROOT
+from local_server import CogServer, free_port
 from range_server import Answer, Fault, RangeServer, Request
 from test_weights import (  # fixtures and faults of the same model
     BLOCK,
     FIRST,
     SECOND,
+    Bucket,
     _no_surroundings,  # noqa: F401
     at,
+    bucket,  # noqa: F401
     collect,
     cut_short,
     flip_a_bit,
     hang_up,
+    manifest_of,
     model,  # noqa: F401
     published,
     send_all,
@@ -240,7 +251,7 @@ def test_a_slow_stream_costs_less_than_a_second(
         seconds = time.monotonic() - started
         assert 0 < pull.stats.bytes_twice <= 2 * BLOCK
     FAULTS.append(
-        (f"one slow stream (usually {usual:.2f} s)", location[:4].rstrip(":"), BYTES, seconds)
+        (f"one slow stream (usually {usual:.2f} s)", location.partition(":")[0], BYTES, seconds)
     )
     assert seconds < 5  # 10 without; the second is a figure, not a limit for a busy machine
 
@@ -284,6 +295,152 @@ def test_a_model_republished_while_pulled_on_a_web_server(
     )
     said = outcome(location, model, "republished while pulled", 10)
     assert f"{location}/{SECOND}: the checksum of block 1 is wrong" in said
+
+
+def test_a_bucket_republished_while_pulled(
+    bucket: Bucket,  # noqa: F811
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Objects replaced between two of their ranges are missed by their generation at once."""
+    place = bucket.put_model(model, "meanwhile")
+    read = sources.ObjectStoreSource.read
+    lock, put = threading.Lock(), []
+
+    def republish_first(
+        self: sources.ObjectStoreSource, name: str, start: int = 0, *rest: Any
+    ) -> memoryview:
+        with lock:
+            if name == SECOND and start and not put:
+                put.append(bucket.put(f"meanwhile/{SECOND}", (model / SECOND).read_bytes()[::-1]))
+        return read(self, name, start, *rest)
+
+    monkeypatch.setattr(sources.ObjectStoreSource, "read", republish_first)
+    said = outcome(place, model, "republished while pulled, emulator", 20)
+    assert put
+    assert f"{place}/{SECOND} is not there any more" in said
+
+
+# --- tensors that are not the network's -----------------------------------------------------
+
+Tensors = dict[str, torch.Tensor]
+
+
+def lacking(right: Tensors) -> list[Tensors]:
+    return [{name: tensor for name, tensor in right.items() if name != "ln_final.bias"}]
+
+
+def strange(right: Tensors) -> list[Tensors]:
+    return [right | {"stranger": torch.zeros(3)}]
+
+
+def misshapen(right: Tensors) -> list[Tensors]:
+    return [right | {"ln_final.bias": torch.zeros(3)}]
+
+
+def twice(right: Tensors) -> list[Tensors]:
+    return [right, {"ln_final.bias": right["ln_final.bias"]}]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lacking, "ln_final.bias is missing"),
+        (strange, "stranger is unknown"),
+        (misshapen, "ln_final.bias has shape [3], expected [64]"),
+        (twice, "holds ln_final.bias, which another shard holds too"),
+    ],
+)
+def test_tensors_that_are_not_the_networks(
+    change: Callable[[Tensors], list[Tensors]], says: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Shards, published as they should be, of tensors the network lacks or does not know fail
+    set-up; the first few are named, and so is the way out."""
+    copy = tmp_path / "clip"
+    shutil.copytree(tiny_model, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    right: Tensors = {}
+    for shard in tiny_model.glob("*.safetensors"):
+        right |= safetensors.torch.load_file(shard)
+    for number, shard_tensors in enumerate(change(right)):
+        safetensors.torch.save_file(shard_tensors, copy / f"model-{number}.safetensors")
+    (copy / "manifest.json").write_bytes(manifest_of(copy, {}))
+
+    def set_up(location: str) -> None:
+        with weights.pull(location) as pull:
+            loaded = tensors.load(pull.blocks(), torch.device("cpu"), torch.float32)
+            Embedder.build(pull.file(CONFIG_NAME), loaded)
+
+    started = time.monotonic()
+    with RangeServer(copy) as server, pytest.raises(ClipEmbedError) as caught:
+        set_up(server.url)
+    seconds = time.monotonic() - started
+    FAULTS.append((f"tensors: {change.__name__}", "http", str(caught.value), seconds))
+    assert says in str(caught.value)
+    assert "publish the model again" in str(caught.value)
+
+
+# --- told to end ----------------------------------------------------------------------------
+
+PULLS = """
+import signal, sys
+if sys.argv[2] == "handled":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+import weights
+with weights.pull(sys.argv[1]) as pull:
+    for block in pull.blocks():
+        pass
+"""
+
+
+@contextlib.contextmanager
+def stuck(root: Path) -> Iterator[tuple[RangeServer, threading.Event]]:
+    """A server that says nothing of shards, and whether it was asked for one."""
+    asked, over = threading.Event(), threading.Event()
+
+    def say_nothing(request: Request, answer: Answer) -> Answer:
+        if request.name.endswith(".safetensors"):
+            asked.set()
+            over.wait(60)
+        return answer
+
+    with RangeServer(root, say_nothing) as server:
+        yield server, asked
+        over.set()
+
+
+@pytest.mark.parametrize(("signals", "code"), [("default", -signal.SIGTERM), ("handled", 143)])
+def test_sigterm_ends_a_pull_at_once(
+    signals: str,
+    code: int,
+    web_root: Path,  # noqa: F811
+) -> None:
+    """A process that is told to end waits for no request, whether or not it ends in its own way."""
+    with stuck(web_root) as (server, asked):
+        command = [sys.executable, "-c", PULLS, f"{server.url}/bucket/clip", signals]
+        process = subprocess.Popen(command, cwd=ROOT)
+        try:
+            assert asked.wait(60)
+            started = time.monotonic()
+            process.terminate()
+            assert process.wait(4) == code  # a read is given up after five seconds
+            seconds = time.monotonic() - started
+        finally:
+            process.kill()
+            process.wait()
+    FAULTS.append((f"SIGTERM while pulling, {signals}", "http", f"ends with {code}", seconds))
+
+
+def test_sigterm_ends_the_service_while_it_pulls(tiny_model: Path) -> None:
+    """The real server ends at once while set-up waits for the network; in a container everything
+    else ends with it."""
+    with stuck(tiny_model) as (server, asked), CogServer({"CLIP_WEIGHTS": server.url}) as running:
+        assert running.process is not None
+        assert asked.wait(60)
+        started = time.monotonic()
+        running.process.terminate()
+        assert running.process.wait(10) == 0
+        seconds = time.monotonic() - started
+    FAULTS.append(("SIGTERM while pulling, Cog", "http", "ends with 0", seconds))
 
 
 # --- a real web server ----------------------------------------------------------------------

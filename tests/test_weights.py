@@ -990,6 +990,31 @@ def test_a_key_file_that_is_not_there_is_named(
     assert "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [*(status(code) for code in (400, 401, 403, 404, 412, 500)), hang_up, cut_short, flip_a_bit],
+    ids=["400", "401", "403", "404", "412", "500", "no answer", "reset", "flipped bit"],
+)
+def test_no_error_shows_a_credential(
+    fault: Fault,
+    cloud: RangeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """However a request with a token fails, neither sentence, traceback, log nor output has it."""
+    monkeypatch.setattr(weights, "ATTEMPTS", 2)
+    monkeypatch.setattr(google.auth, "default", lambda **_: (Credentials(), "project"))
+    caplog.set_level("DEBUG")
+    failing = at(FIRST, fault)
+    cloud.fault = lambda request, answer: failing(request, private(request, answer))
+    with weights.pull("gs://bucket/clip") as pull, pytest.raises(WeightsError) as caught:
+        collect(pull)
+    assert any(request.headers.get("authorization") for request in cloud.requests)
+    told = "".join([*traceback.format_exception(caught.value), caplog.text, *capfd.readouterr()])
+    assert "sesame" not in told
+
+
 # --- closing --------------------------------------------------------------------------------
 
 
