@@ -13,8 +13,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import crc32c
 
@@ -38,6 +38,7 @@ from clip_embed.manifest import (
     PublishedFile,
     encode_checksum,
 )
+from clip_embed.ranges import Joint, Task, WorkList
 from clip_embed.sources import PassingError, Source, open_source, with_credentials
 
 log = logging.getLogger("clip_embed.weights")
@@ -45,10 +46,6 @@ log = logging.getLogger("clip_embed.weights")
 STREAMS = min(16, 4 * (os.cpu_count() or 4))
 """Requests in flight. One stream from Cloud Storage brings 50–200 MB/s, so sixteen fill 10 Gbit/s;
 a core keeps up with about four, and more only get in each other's way."""
-
-TAIL_PARTS = 4
-"""Requests for each of the last blocks. When fewer blocks are left than streams, whole blocks would
-leave most streams idle for as long as one takes; parts end together."""
 
 ATTEMPTS = 8
 """Tries per request, the first included."""
@@ -58,6 +55,9 @@ MANIFEST_SECONDS = 10.0
 
 STALL_SECONDS = 60.0
 """A pull that lands no block for so long is given up."""
+
+PULL_SECONDS = 600.0
+"""A pull that takes longer is given up, though blocks still trickle in."""
 
 
 @dataclass
@@ -72,6 +72,7 @@ class PullStats:
     bytes_landed: int = 0
     bytes_cached: int = 0
     retries: int = 0
+    bytes_twice: int = 0
 
     def line(self) -> str:
         """For the log: how much came, how fast."""
@@ -79,6 +80,7 @@ class PullStats:
         return (
             f"{self.bytes_landed / 1e6:,.1f} MB in {self.pull_seconds:.2f} s ({rate:,.0f} MB/s,"
             f" {self.streams} streams, {self.retries} retries,"
+            f" {self.bytes_twice / 1e6:,.1f} MB asked for twice,"
             f" {self.bytes_cached / 1e6:,.1f} MB of it from the cache, verified)"
         )
 
@@ -92,47 +94,12 @@ def pull(location: str | None, streams: int = STREAMS, cache: str | None = None)
     return Pull(location, streams, Cache(cache) if cache else None)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A block to fetch, or part of one: bytes start to end of the file."""
-
-    file: PublishedFile
-    index: int
-    start: int
-    end: int
-    joint: _Joint | None = None
-
-
-class _Joint:
-    """A block that several requests fetch in parts."""
-
-    def __init__(self, block: _Task) -> None:
-        self.block = block
-        size = block.end - block.start
-        step = -(-size // TAIL_PARTS)
-        self.parts = [
-            replace(block, start=start, end=min(start + step, block.end), joint=self)
-            for start in range(block.start, block.end, step)
-        ]
-        self._data = bytearray(size)
-        self._missing = len(self.parts)
-        self._lock = threading.Lock()
-
-    def add(self, part: _Task, data: memoryview) -> memoryview | None:
-        """Put `data` in its place; the whole block once nothing is missing."""
-        offset = part.start - self.block.start
-        self._data[offset : offset + len(data)] = data
-        with self._lock:
-            self._missing -= 1
-            return None if self._missing else memoryview(self._data).toreadonly()
-
-
 @dataclass
 class _State:
     """What the threads share, under one lock."""
 
     manifest: Manifest | None = None
-    tasks: deque[_Task] = field(default_factory=deque)
+    work: WorkList = field(default_factory=WorkList)
     landed: deque[Block] = field(default_factory=deque)
     small_files: dict[str, bytes] = field(default_factory=dict)
     blocks_left: int = 0
@@ -168,7 +135,7 @@ class Pull:
             self._state.closed = True
             if self._state.error is None:
                 self._state.error = TransferError("the pull was closed")
-            self._state.tasks.clear()
+            self._state.work.close()
             self._state.landed.clear()
             self._changed.notify_all()
 
@@ -250,7 +217,7 @@ class Pull:
             try:
                 with cache.writer(file) as output:
                     for task in _tasks(file):
-                        output.write(self._fetch(source, task, keeping=True))
+                        output.write(self._read(source, task, lambda: False))
             except (OSError, WeightsError) as error:
                 log.warning("%s is not kept in %s: %s", file.name, cache.directory, error)
                 return
@@ -264,7 +231,7 @@ class Pull:
         with self._changed:
             if self._state.error is None:
                 self._state.error = error
-            self._state.tasks.clear()
+            self._state.work.close()
             self._changed.notify_all()
 
     def _seconds(self) -> float:
@@ -273,11 +240,18 @@ class Pull:
     # The supervisor: manifest, workers, progress, stall.
 
     def _supervise(self) -> None:
+        # Reading the manifest has a thread of its own: whatever it waits for, the deadline holds.
+        threading.Thread(target=self._begin, name="pull-manifest", daemon=True).start()
+        try:
+            self._watch()
+        except WeightsError as error:
+            self._fail(error)
+
+    def _begin(self) -> None:
         try:
             self._source, manifest = self._read_manifest(open_source(self._location))
             self.stats.manifest_seconds = self._seconds()
             self._start_workers(self._source, manifest)
-            self._watch(self._source.location)
         except WeightsError as error:
             self._fail(error)
         except BaseException as error:  # even a panic of obstore's: nobody waits for ever
@@ -302,7 +276,7 @@ class Pull:
                 source, anonymous_refused = signed, True
             except PassingError as error:
                 attempt += 1
-                pause = _backoff(attempt)
+                pause = _backoff(attempt, error.busy)
                 late = self._state.closed or time.perf_counter() + pause > deadline
                 if attempt >= ATTEMPTS or late:
                     raise TransferError(
@@ -323,7 +297,7 @@ class Pull:
         tasks.sort(key=lambda task: task.index > 0)
         workers = min(self._streams, len(tasks))
         if len(tasks) > 2 * workers and self._cache is None:
-            tail = [part for block in tasks[-workers:] for part in _Joint(block).parts]
+            tail = [part for block in tasks[-workers:] for part in Joint(block).parts]
             tasks, blocks = tasks[:-workers] + tail, len(tasks)
         else:
             blocks = len(tasks)
@@ -333,7 +307,7 @@ class Pull:
             if self._state.closed:
                 return
             self._state.manifest = manifest
-            self._state.tasks.extend(tasks)
+            self._state.work = WorkList(tasks)
             self._state.blocks_left = blocks
             self._changed.notify_all()
         self._last_landing = time.perf_counter()
@@ -341,45 +315,73 @@ class Pull:
             name = f"pull-{number}"
             threading.Thread(target=self._work, args=(source,), name=name, daemon=True).start()
 
-    def _watch(self, location: str) -> None:
+    def _watch(self) -> None:
+        state = self._state
         with self._changed:
             while True:
                 over = self._changed.wait_for(
-                    lambda: self._state.error or self._state.closed or not self._state.blocks_left,
-                    timeout=1.0,
+                    lambda: (
+                        state.error or state.closed or (state.manifest and not state.blocks_left)
+                    ),
+                    timeout=min(1.0, MANIFEST_SECONDS),
                 )
                 if over:
                     return
-                stats = self.stats
-                log.info(
-                    "pull: %.0f of %.0f MB after %.1f s",
-                    stats.bytes_landed / 1e6,
-                    stats.bytes_total / 1e6,
-                    self._seconds(),
-                )
-                if time.perf_counter() - self._last_landing > STALL_SECONDS:
-                    raise TransferError(
-                        f"{location}: nothing arrived for {STALL_SECONDS:.0f} s; check the network"
+                self._check_time()
+                if state.manifest:
+                    log.info(
+                        "pull: %.0f of %.0f MB after %.1f s",
+                        self.stats.bytes_landed / 1e6,
+                        self.stats.bytes_total / 1e6,
+                        self._seconds(),
                     )
+
+    def _check_time(self) -> None:
+        """Raises TransferError when a deadline has passed, whatever the threads wait for."""
+        # A location that is refused has raised its own error long before.
+        where, seconds = (self._location or "").strip().rstrip("/"), self._seconds()
+        if self._state.manifest is None:
+            if seconds > MANIFEST_SECONDS:
+                raise TransferError(
+                    f"{where}/{MANIFEST_NAME} cannot be read: it did not come within"
+                    f" {MANIFEST_SECONDS:.0f} s; check CLIP_WEIGHTS and the network"
+                )
+        elif time.perf_counter() - self._last_landing > STALL_SECONDS:
+            raise TransferError(
+                f"{where}: nothing arrived for {STALL_SECONDS:.0f} s, no block of the shards nor a"
+                " small file; check the network"
+            )
+        elif seconds > PULL_SECONDS:
+            raise TransferError(
+                f"{where}: {self.stats.bytes_landed} of {self.stats.bytes_total} bytes came within"
+                f" {PULL_SECONDS:.0f} s; check the network, or publish nearer to this service"
+            )
 
     # The workers: fetch, verify, land.
 
     def _work(self, source: Source) -> None:
-        while True:
-            with self._changed:
-                if not self._state.tasks:
-                    return
-                task = self._state.tasks.popleft()
+        work = self._state.work
+        while (taken := work.take()) is not None:
+            task, again = taken
             try:
-                data = self._from_cache(task) or self._fetch(source, task)
+                data = None if again else self._from_cache(task)
+                seconds = None
+                if data is None:
+                    started = time.perf_counter()
+                    data = self._fetch(source, task, again)
+                    seconds = time.perf_counter() - started
+                if data is None or not work.finish(task, seconds):
+                    continue
                 if task.joint is not None:
                     whole = task.joint.add(task, data)
                     if whole is None:
                         continue
                     task = task.joint.block
                     # If the block is wrong, one of its parts was: all of it is fetched again.
-                    data = whole if self._verify(whole, task) else self._fetch(source, task)
+                    data = whole if self._verify(whole, task) else self._read(source, task)
             except WeightsError as error:
+                if task is taken[0] and (again or work.is_done(task)):
+                    continue  # the other of the two requests for it decides
                 self._fail(error)
                 return
             except BaseException as error:  # even a panic of obstore's: nobody waits for ever
@@ -387,7 +389,7 @@ class Pull:
                 return
             self._land(task, data)
 
-    def _from_cache(self, task: _Task) -> memoryview | None:
+    def _from_cache(self, task: Task) -> memoryview | None:
         """One block, verified, if it is kept on this machine's disk."""
         if self._cache is None:
             return None
@@ -402,17 +404,35 @@ class Pull:
             self.stats.bytes_cached += len(data)
         return data
 
-    def _fetch(self, source: Source, task: _Task, keeping: bool = False) -> memoryview:
-        """A block, verified, or part of one, not yet verified; retried as is sensible."""
+    def _fetch(self, source: Source, task: Task, again: bool) -> memoryview | None:
+        """A task of the work list. If it is being asked for a second time, one try is enough: the
+        first request is still under way, and None says that this one was no better."""
+        if not again:
+            work = self._state.work
+            return self._read(source, task, lambda: work.is_done(task))
+        with self._changed:
+            self.stats.bytes_twice += task.size
+        try:
+            data = source.read(task.file.name, task.start, task.end, task.file.generation)
+        except (PassingError, FileNotFoundError):
+            return None
+        right = len(data) == task.size and (task.joint is not None or self._verify(data, task))
+        return data if right else None
+
+    def _read(
+        self, source: Source, task: Task, unwanted: Callable[[], object] | None = None
+    ) -> memoryview:
+        """A block, verified, or part of one, not yet verified; retried as is sensible.
+
+        unwanted: says that the bytes are of no more use; by default, when the pull is over.
+        """
         where = f"{source.location}/{task.file.name}"
         for attempt in range(1, ATTEMPTS + 1):
-            corrupt = False
+            corrupt = busy = False
             try:
                 data = source.read(task.file.name, task.start, task.end, task.file.generation)
-                if len(data) != task.end - task.start:
-                    raise PassingError(
-                        f"{len(data)} bytes came where {task.end - task.start} were asked for"
-                    )
+                if len(data) != task.size:
+                    raise PassingError(f"{len(data)} bytes came where {task.size} were asked for")
                 if task.joint is not None or self._verify(data, task):
                     return data
                 corrupt = True
@@ -423,29 +443,31 @@ class Pull:
                     " republished or removed while it was pulled: start again, or publish it again"
                 ) from error
             except PassingError as error:
-                problem = str(error)
+                problem, busy = str(error), error.busy
+            if unwanted() if unwanted else self._state.closed or self._state.error:
+                raise TransferError(f"{where}: the pull was given up")
             with self._changed:
-                if not keeping and (self._state.closed or self._state.error):
-                    raise TransferError(f"{where}: the pull was given up")
                 if attempt < ATTEMPTS:
                     self.stats.retries += 1
             if attempt < ATTEMPTS:
-                time.sleep(_backoff(attempt))
+                pause = _backoff(attempt, busy)
+                self._state.work.postpone(task, pause)
+                time.sleep(pause)
         if corrupt:
             raise CorruptError(
-                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged:"
-                " publish the model again"
+                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged, or"
+                " the model was republished while it was pulled: start again, or publish it again"
             )
         raise TransferError(f"{where}: {problem} after {ATTEMPTS} attempts; check the network")
 
-    def _verify(self, data: memoryview, task: _Task) -> bool:
+    def _verify(self, data: memoryview, task: Task) -> bool:
         started = time.perf_counter()
         checksum = crc32c.crc32c(data)
         with self._changed:
             self.stats.verify_seconds += time.perf_counter() - started
         return encode_checksum(checksum) == task.file.blocks[task.index]
 
-    def _land(self, task: _Task, data: memoryview) -> None:
+    def _land(self, task: Task, data: memoryview) -> None:
         with self._changed:
             state = self._state
             if state.closed or state.error:
@@ -466,15 +488,17 @@ def _wanted(manifest: Manifest) -> list[PublishedFile]:
     return [file for file in manifest.files if file.name in SMALL_NAMES or file in manifest.shards]
 
 
-def _tasks(file: PublishedFile) -> list[_Task]:
+def _tasks(file: PublishedFile) -> list[Task]:
     starts = range(0, file.size, BLOCK_SIZE)
     return [
-        _Task(file, index, start, min(start + BLOCK_SIZE, file.size))
+        Task(file, index, start, min(start + BLOCK_SIZE, file.size))
         for index, start in enumerate(starts)
     ]
 
 
-def _backoff(attempt: int) -> float:
-    """Seconds before the next try: 50 ms doubling to 2 s, of which a random half is taken off so
-    that many replicas do not come back at once."""
-    return float(min(2.0, 0.05 * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+def _backoff(attempt: int, busy: bool) -> float:
+    """Seconds before the next try: 50 ms doubling to 2 s, or from 250 ms to 4 s where the server
+    said that it is busy, of which a random half is taken off so that many replicas do not come back
+    at once. Retry-After is not among what obstore tells; a burst of some 10 s is sat out."""
+    first, most = (0.25, 4.0) if busy else (0.05, 2.0)
+    return float(min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

@@ -228,7 +228,10 @@ class Clip(nn.Module):
         ]
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise ModelError(f"the weights do not fit the network: {'; '.join(problems[:3])}{more}")
+            raise ModelError(
+                f"the weights do not fit the network: {'; '.join(problems[:3])}{more}; publish the"
+                " model again with scripts/publish_weights.py"
+            )
         self.load_state_dict(tensors, strict=True, assign=True)
 
     def encode_image(self, pixels: Tensor, depth: int | None = None) -> Tensor:

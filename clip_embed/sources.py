@@ -28,7 +28,11 @@ _HOW_TO_SET = (
 
 
 class PassingError(Exception):
-    """This attempt failed; another may not."""
+    """This attempt failed; another may not. busy: the server asks for patience (429, 503)."""
+
+    def __init__(self, problem: str, busy: bool = False) -> None:
+        super().__init__(problem)
+        self.busy = busy
 
 
 class Source(Protocol):
@@ -108,14 +112,14 @@ def _from_obstore(error: Exception, where: str) -> Exception:
             f"{where} refuses access ({cause}); make the bucket readable, or give this service"
             " credentials that may read it (Application Default Credentials)"
         )
-    if isinstance(error, exceptions.NotSupportedError):
+    if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in message:
         return TransferError(
             f"{where}: the server ignores Range requests; serve it with one that does not"
         )
     if code in (400, 405, 412, 416):
         return TransferError(f"{where}: the server refused the request (HTTP {code})")
     if code is not None:
-        return PassingError(f"HTTP {code}")
+        return PassingError(f"HTTP {code}", busy=code in (429, 503))
     detail = str(error)
     for sign, meaning in (
         ("dns error", "the host name cannot be resolved"),

@@ -62,7 +62,10 @@ def load(
     for name, shard in shards.items():
         for tensor_name, tensor in shard.finish().items():
             if tensor_name in tensors:
-                raise ManifestError(f"{name} holds {tensor_name}, which another shard holds too")
+                raise ManifestError(
+                    f"{name} holds {tensor_name}, which another shard holds too; publish the model"
+                    " again"
+                )
             tensors[tensor_name] = tensor
     return tensors
 

@@ -56,3 +56,15 @@ def server(emulator: str) -> Iterator[CogServer]:
     with CogServer(environment) as running:
         running.wait_ready()
         yield running
+
+
+FAULTS: list[tuple[str, str, str, float]] = []
+"""Fault, kind of place, outcome and seconds, as tests/test_faults.py found them."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults, for whoever reads the session."""
+    if FAULTS:
+        terminalreporter.section("faults: place, fault, outcome, seconds")
+        for label, place, result, seconds in FAULTS:
+            terminalreporter.write_line(f"{place:5} {label:38} {seconds:6.2f} s  {result}")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import weights
 from clip_embed.cache import Cache
 from clip_embed.manifest import SHARD_SUFFIX, PublishedFile
+from conftest import FAULTS
 from range_server import Answer, RangeServer
 
 
@@ -23,8 +26,9 @@ def server(tiny_model: Path) -> Iterator[RangeServer]:
         yield running
 
 
-def pull(server: RangeServer, cache: Path) -> weights.PullStats:
-    """A whole pull through `cache`, and what the cache lacks kept in it."""
+def pull(server: RangeServer, cache: Path, fault: str = "") -> weights.PullStats:
+    """A whole pull through `cache`, and what the cache lacks kept in it. fault: for the table."""
+    started = time.monotonic()
     with weights.pull(server.url, cache=str(cache)) as pulling:
         blocks = {(block.file.name, block.index): bytes(block.data) for block in pulling.blocks()}
         for shard in pulling.manifest.shards:
@@ -34,6 +38,8 @@ def pull(server: RangeServer, cache: Path) -> weights.PullStats:
     assert keeping is not None
     keeping.join(30)
     assert not keeping.is_alive()
+    if fault:
+        FAULTS.append((fault, "http", "right bytes", time.monotonic() - started))
     return pulling.stats
 
 
@@ -89,7 +95,7 @@ def test_damage_is_noticed_and_mended(server: RangeServer, tmp_path: Path, damag
     }
     shard.write_bytes(wrong[damage])
     server.requests.clear()
-    pull(server, cache)  # compares every byte
+    pull(server, cache, f"cache: {damage}")  # compares every byte
     assert any(request.name.endswith(SHARD_SUFFIX) for request in server.requests)
     assert shard.read_bytes() == right
 
@@ -104,19 +110,40 @@ def test_a_republished_model_is_not_taken_from_the_cache(
     assert cache.path(one) != cache.path(other)
 
 
+def full_at_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to /dev/full, where the kernel itself says that no space is left."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full on this system")
+    make = tempfile.mkstemp
+
+    def mkstemp(**arguments: Any) -> tuple[int, str]:
+        descriptor, name = make(**arguments)
+        os.close(descriptor)
+        return os.open("/dev/full", os.O_WRONLY), name
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+
+def full_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems say it that promise space before they have it."""
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("full", [full_at_the_first_byte, full_at_the_end])
 def test_a_full_disk_costs_nothing_but_the_cache(
+    full: Callable[[pytest.MonkeyPatch], None],
     server: RangeServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If the disk is full the pull is whole all the same, the log says so, nothing is left."""
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    pull(server, tmp_path / "cache")
+    full(monkeypatch)
+    pull(server, tmp_path / "cache", f"cache: disk {full.__name__.replace('_', ' ')}")
     assert kept(tmp_path / "cache") == []
     assert "No space left on device" in caplog.text
 

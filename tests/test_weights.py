@@ -27,7 +27,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 import weights
-from clip_embed import sources
+from clip_embed import ranges, sources
 from clip_embed.errors import (
     AccessError,
     CorruptError,
@@ -133,6 +133,14 @@ def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are counted here, so none is made only because the machine is busy; what is asked
+    for twice because it is slow is for test_faults.py."""
+    monkeypatch.setattr(ranges, "SLOW_SECONDS", 60.0)
+    monkeypatch.setattr(ranges, "UNKNOWN_SECONDS", 60.0)
 
 
 class Bucket:
@@ -278,7 +286,7 @@ def test_the_last_blocks_are_fetched_in_parts(server: RangeServer, url: str, mod
     asked = [(request.name, *request.range) for request in server.requests if request.range]
     *blocks, last = sorted(asked)
     assert last[2] - last[1] < BLOCK // 2
-    assert len(asked) == 9 + 2 * (weights.TAIL_PARTS - 1)
+    assert len(asked) == 9 + 2 * (ranges.TAIL_PARTS - 1)
     for one, other in zip(blocks, [*blocks[1:], last], strict=True):
         assert other[0] != one[0] or other[1] == one[2]
 
@@ -980,6 +988,31 @@ def test_a_key_file_that_is_not_there_is_named(
     error = failure("gs://bucket/clip")
     assert isinstance(error, LocationError)
     assert "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [*(status(code) for code in (400, 401, 403, 404, 412, 500)), hang_up, cut_short, flip_a_bit],
+    ids=["400", "401", "403", "404", "412", "500", "no answer", "reset", "flipped bit"],
+)
+def test_no_error_shows_a_credential(
+    fault: Fault,
+    cloud: RangeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """However a request with a token fails, neither sentence, traceback, log nor output has it."""
+    monkeypatch.setattr(weights, "ATTEMPTS", 2)
+    monkeypatch.setattr(google.auth, "default", lambda **_: (Credentials(), "project"))
+    caplog.set_level("DEBUG")
+    failing = at(FIRST, fault)
+    cloud.fault = lambda request, answer: failing(request, private(request, answer))
+    with weights.pull("gs://bucket/clip") as pull, pytest.raises(WeightsError) as caught:
+        collect(pull)
+    assert any(request.headers.get("authorization") for request in cloud.requests)
+    told = "".join([*traceback.format_exception(caught.value), caplog.text, *capfd.readouterr()])
+    assert "sesame" not in told
 
 
 # --- closing --------------------------------------------------------------------------------
