@@ -91,7 +91,8 @@ class ObjectStoreSource:
         try:
             return memoryview(obstore.get(self._store, name, options=options).bytes())  # type: ignore[arg-type]
         except Exception as error:
-            raise _from_obstore(error, f"{self.location}/{name}") from error
+            # Not from it: obstore quotes the server's answer, and a server may quote the token.
+            raise _from_obstore(error, f"{self.location}/{name}") from None
 
 
 def _from_obstore(error: Exception, where: str) -> Exception:

@@ -150,9 +150,9 @@ def main() -> None:
         print(
             f"\n  To look at: {PICTURE.relative_to(ROOT)}\n"
             "\n  Frames mark the drawing meant. This model was trained briefly, on emoji alone:\n"
-            "  asked by name it has the right one of 1,914 drawings among its best five one time in\n"
-            "  five (demo_model/README.md). For meaning you can rely on, publish OpenAI's release\n"
-            "  (see README, “Your own bucket”)."
+            "  asked by name, it has the right one of 1,914 drawings among its best five in\n"
+            "  one case of five (demo_model/README.md). For meaning to rely on, publish\n"
+            "  OpenAI's release (see README, “Your own bucket”)."
         )
     print(f"\nDone in {time.perf_counter() - started:.1f} s; nothing is left running.")
 

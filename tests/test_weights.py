@@ -616,7 +616,8 @@ def test_bytes_that_stay_damaged_are_refused(
     assert isinstance(error, CorruptError)
     assert str(error) == (
         f"{url}/{name}: the checksum of block {block} is wrong after 3 attempts; the published"
-        " bytes are damaged: publish the model again"
+        " bytes are damaged, or the model was republished while it was pulled: start again, or"
+        " publish it again"
     )
     assert time.monotonic() - started < 10
 
