@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import weights
 from clip_embed.manifest import BLOCK_SIZE
+from clip_embed.ranges import TAIL_PARTS
 
 MODEL_BYTES = 857_000_000  # ViT-L/14 as published, almost all of it float16
 SMALL_FILES = 2  # beside the shards and the manifest
@@ -70,7 +71,7 @@ class Outcome:
 def requests_per_replica(streams: int) -> int:
     """Requests of one pull that meets no trouble: the manifest, small files, blocks, parts."""
     blocks = -(-MODEL_BYTES // BLOCK_SIZE)
-    return 1 + SMALL_FILES + blocks + streams * (weights.TAIL_PARTS - 1)
+    return 1 + SMALL_FILES + blocks + streams * (TAIL_PARTS - 1)
 
 
 def simulate(herd: Herd, seed: int = 0) -> Outcome:

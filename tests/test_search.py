@@ -215,6 +215,8 @@ def test_interrupted_indexing_goes_on_without_loss_or_repetition(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(fake.predictions()) < 60 and time.monotonic() < deadline:
