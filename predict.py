@@ -82,8 +82,8 @@ class Predictor(BasePredictor):
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
             clock.lap("warm up")
-        # A batch at most: on a GPU what fits any; on a CPU some seconds of work, since larger ones
-        # are hardly faster and hold up whoever comes next.
+        # A batch at most: on a CPU one or two seconds of work, since larger ones are hardly faster
+        # and hold up whoever comes next. Those of a GPU are chosen, not measured.
         tokens, images = (4096, 16) if device.type == "cuda" else (1024, 2)
         self._texts = batching.Lane(self._embedder.embed_texts, tokens, lambda text: text.end + 1)
         self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
@@ -108,8 +108,7 @@ class Predictor(BasePredictor):
     async def healthcheck(self) -> bool:
         """Cog asks for /health-check: does the network still say what it said at set-up?
 
-        It runs after the batch that is running now, before all that wait. Cog takes no answer
-        within five seconds for a no.
+        It runs after the batch that is running now, before all that wait.
         """
         return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 

@@ -89,8 +89,9 @@ class Embedder:
     def is_healthy(self) -> bool:
         """Whether the network says of the known inputs what it said when it was warmed up.
 
-        Memory that was overwritten and a device that computes nonsense are seen; cosine similarity
-        of 0.9999 is far above what rounding explains, and far below what a wrong weight leaves.
+        A device that computes nonsense and weights that were overwritten are seen, though not every
+        wrong bit: cosine similarity below 0.9999 is more than rounding explains. Call `warm_up`
+        before.
         """
         try:
             pairs = zip(self._known, self._embed_known(), strict=True)

@@ -1,8 +1,8 @@
 """The copies of images that Cog makes for a prediction, and forgets when a client hangs up.
 
-Cog 0.23 writes an image that arrives as a data: URI or a URL to a temporary file, and removes it
-when the prediction has ended; that of one cancelled before it began, or while it waits, may stay. A
-service with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.)
+Cog 0.23 writes an image that arrives as a data: URI to a temporary file, and removes it when the
+prediction has ended; that of one cancelled before it began, or while it waits, may stay. A service
+with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.)
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import time
 from pathlib import Path
 
-PATTERN = "tmp*file.*"
-"""How Cog names them."""
+PATTERN = "tmp????????file.*"
+"""How Cog names those of data: URIs, narrowly: the directory may be shared with other programs."""
 
 OLD_SECONDS = 300.0
 """Nobody waits so long for an image to be read."""

@@ -81,7 +81,7 @@ def cases(server: CogServer) -> list[Case]:
         Case("cut photo", {"image": _uri(photos[0][:20_000])}, error="damaged"),
         Case("not an image", {"image": _uri(b"<html></html>")}, error="not an image"),
     ]
-    # Three texts of ten photographs: as many of them as of the rest.
+    # Each three times: a fifth of all requests is bad.
     return found + [case for case in bad for _ in range(3)]
 
 

@@ -37,9 +37,9 @@ def test_a_file_elsewhere_stays(tmp_path: Path) -> None:
 
 def test_only_old_copies_of_cogs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old ones of its name go; younger ones may be waiting, and others are not ours."""
-    old = make(tmp_path / "tmpabcfile.bin", OLD_SECONDS + 60)
-    young = make(tmp_path / "tmpdeffile.bin", OLD_SECONDS - 60)
-    other = make(tmp_path / "notes.bin", OLD_SECONDS + 60)
+    old = make(tmp_path / "tmpabcd0123file.bin", OLD_SECONDS + 60)
+    young = make(tmp_path / "tmpefgh4567file.bin", OLD_SECONDS - 60)
+    other = make(tmp_path / "tmpfile.bin", OLD_SECONDS + 60)
     held = Leftovers(tmp_path)
     held.discard(tmp_path / "absent")
     assert old.exists()  # not yet time

@@ -428,7 +428,7 @@ def test_a_network_left_alone_is_healthy(tiny_model: Path) -> None:
 
 
 def test_beyond_the_limit_is_refused_at_once_and_then_served(tiny_model: Path) -> None:
-    """With one prediction in flight a second is answered 409, and afterwards all is as before."""
+    """Of many at once, those beyond the limit are answered 409; afterwards all is as before."""
     with CogServer({"CLIP_WEIGHTS": str(tiny_model), "COG_MAX_CONCURRENCY": "4"}) as server:
         server.wait_ready()
         url = f"{server.url}/predictions"
