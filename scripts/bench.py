@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there, too")
     arguments = parser.parse_args()
+
+    from local_server import image_environment
+
+    # Servers are given what cog.yaml sets in the image; here what runs in this process has it, too.
+    environment = {**os.environ, **image_environment()}
+    if arguments.benchmark == "download" and environment != os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
     from benchmarks import report
 
