@@ -1,11 +1,12 @@
 """Our figures and the peers', from one run on one machine.
 
-    bench.py cold-start|download|text|image|http|search [--runs N] [--json FILE]
+    bench.py cold-start|download|text|image|preprocess|http|search [--runs N] [--json FILE]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
 download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
 text        captions in batches of 32, beside open_clip and transformers
 image       images in batches of 4, beside the same
+preprocess  a photograph's file becomes pixels, beside the same
 http        the whole service under load, beside others that serve the same weights
 search      scripts/search.py: a query over 100,000 vectors, and indexing against the service's rate
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS = ("cold-start", "download", "text", "image", "http", "search")
+BENCHMARKS = ("cold-start", "download", "text", "image", "preprocess", "http", "search")
 
 
 def main() -> None:
