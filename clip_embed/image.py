@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from clip_embed import bombs
 from clip_embed.errors import ImageError, ModelError
 
 # What Pillow may try, and nothing else: its rarer decoders are an attack surface without a user.
@@ -136,25 +137,28 @@ def prepare(
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image, name, max_pixels)
+            _check_effort(image, path, name, max_pixels)
             photograph = _prepare_photograph(image, preprocessing)
         if photograph is not None:
             return photograph
         with Image.open(path, formats=FORMATS) as image:
-            _check_size(image, name, max_pixels)
+            _mend_transparency(image)
+            _mend_byte_order(image)
             image.load()
             upright = _to_rgb(_to_upright(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image this service can read; send one of {FORMAT_NAMES}"
-        ) from error
-    except MemoryError:
-        raise
+        raise ImageError(_unidentified(path, name)) from error
+    except MemoryError as error:
+        raise ImageError(f"{name} takes more memory than there is; send it smaller") from error
     except Exception as error:
         # Pillow's decoders raise whatever the damaged bytes led them to: OSError, ValueError,
         # SyntaxError, struct.error, zlib.error, IndexError and more.
-        raise ImageError(f"{name} is damaged or incomplete: {error}") from error
+        [reason, *_] = str(error).splitlines() or [type(error).__name__]
+        raise ImageError(
+            f"{name} is damaged or incomplete: {reason[:200]}; send the whole file, or save it anew"
+        ) from error
     array = _resize_and_crop(_halve(upright, preprocessing.size), preprocessing)
     return Pixels(np.asarray(array, dtype=np.uint8), upright.width, upright.height)
 
@@ -207,6 +211,72 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
+def _check_effort(
+    image: Image.Image, path: str | os.PathLike[str], name: str, max_pixels: int
+) -> None:
+    """Refuse a small picture that would be a great deal to decode."""
+    if image.format in ("JPEG", "MPO"):
+        if bombs.jpeg_scans(Path(path).read_bytes()) > bombs.MAX_SCANS:
+            raise ImageError(
+                f"{name} holds more than {bombs.MAX_SCANS} scans; save it anew as a JPEG that is"
+                " not progressive"
+            )
+    elif image.format == "TIFF" and (tile := bombs.tiff_tile(Path(path).read_bytes())):
+        width, height = tile
+        across, down = -(-image.width // max(width, 1)), -(-image.height // max(height, 1))
+        pixels = across * width * down * height
+        # Tiles that stand out at the edges of a picture are allowed as much again as the picture.
+        if pixels > max(max_pixels, 2 * image.width * image.height):
+            raise ImageError(
+                f"{name} is cut from tiles of {width} × {height}, {pixels:,} pixels; the limit is"
+                f" {max_pixels:,} (CLIP_MAX_IMAGE_PIXELS); save it anew without tiles"
+            )
+
+
+def _unidentified(path: str | os.PathLike[str], name: str) -> str:
+    """What to say of a file that Pillow knows by no more than its beginning, or not at all."""
+    with open(path, "rb") as file:
+        beginning = file.read(16).ljust(16, b"\0")  # some of its checks need that many
+    for known in FORMATS:
+        _, accepts = Image.OPEN[known]
+        if accepts is not None and accepts(beginning) is True:
+            return (
+                f"{name} is a damaged {known}, or of a kind this service cannot read; save it anew"
+                " as JPEG or PNG"
+            )
+    return f"{name} is not an image this service can read; send one of {FORMAT_NAMES}"
+
+
+def _mend_transparency(image: ImageFile.ImageFile) -> None:
+    """The transparent colour of a PNG that has not 8 bits, as Pillow's 8 bits show it.
+
+    Pillow keeps the number in the file, and compares it with what it makes of the pixels. Of 16-bit
+    RGB it keeps the upper halves: colours that differ from the transparent one only in the lower
+    halves are as transparent.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile:
+        return
+    raw_mode = image.tile[0].args
+    if raw_mode == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif raw_mode in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[raw_mode]
+
+
+_NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
+
+
+def _mend_byte_order(image: ImageFile.ImageFile) -> None:
+    """libtiff, which reads compressed TIFFs, hands out numbers in this machine's byte order; Pillow
+    takes some for the file's, and would show another picture."""
+    for number, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            raw_mode, *rest = tile.args
+            args = (_NATIVE.get(raw_mode, raw_mode), *rest)
+            image.tile[number] = tile._replace(args=args)
+
+
 def _to_upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
@@ -240,13 +310,15 @@ def _to_8_bit(grey: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     Floats are read as 0–1 unless one exceeds 1; then as 0–255. What lies outside is clipped; NaN is
     black, infinity white.
     """
-    values = np.where(np.isnan(grey), 0, grey).astype(np.float32)
+    values = np.where(np.isnan(grey), 0, grey).astype(np.float32, copy=False)
     highest = float(values.max(initial=0.0, where=np.isfinite(values)))
     if np.issubdtype(grey.dtype, np.floating):
         scale = 255.0 if highest <= 1.0 else 1.0
     else:
         scale = 255.0 / 65535.0 if highest > 255.0 or grey.dtype.itemsize == 2 else 1.0
-    eight_bit: npt.NDArray[np.uint8] = np.clip(values * scale, 0, 255).round().astype(np.uint8)
+    values *= np.float32(scale)  # in place from here on: this is where most memory is taken
+    np.clip(values, 0, 255, out=values)
+    eight_bit: npt.NDArray[np.uint8] = np.round(values, out=values).astype(np.uint8)
     return eight_bit
 
 

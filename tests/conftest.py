@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,10 +62,22 @@ def server(emulator: str) -> Iterator[CogServer]:
 FAULTS: list[tuple[str, str, str, float]] = []
 """Fault, kind of place, outcome and seconds, as tests/test_faults.py found them."""
 
+INPUTS: list[tuple[str, str, int, int, int, float]] = []
+"""Where, kind of input, how many, vectors, errors, seconds, as tests/test_inputs.py found them."""
+
+TABLES: dict[str, tuple[list[Any], str]] = {
+    "faults: place, fault, outcome, seconds": (FAULTS, "{1:5} {0:38} {3:6.2f} s  {2}"),
+    "inputs: where, kind, how many, vectors, errors, seconds": (
+        INPUTS,
+        "{0:7} {1:22} {2:4}  {3:4} vectors  {4:4} errors  {5:6.2f} s",
+    ),
+}
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of faults, for whoever reads the session."""
-    if FAULTS:
-        terminalreporter.section("faults: place, fault, outcome, seconds")
-        for label, place, result, seconds in FAULTS:
-            terminalreporter.write_line(f"{place:5} {label:38} {seconds:6.2f} s  {result}")
+    """The tables of what tests found, for whoever reads the session."""
+    for heading, (rows, line) in TABLES.items():
+        if rows:
+            terminalreporter.section(heading)
+            for row in rows:
+                terminalreporter.write_line(line.format(*row))

@@ -1,0 +1,67 @@
+"""Small files that would be a great deal to decode, known before anything is decoded.
+
+The number of pixels bounds what decoding costs, but for two: every scan of a JPEG goes over the
+whole picture once more, and may be a dozen bytes long; and a TIFF may cut a single pixel out of a
+tile of any size. Knows how both files are laid out, and nothing of Pillow or of pixels.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+MAX_SCANS = 100
+"""Encoders write about ten. libtiff stops at the same number in a JPEG inside a TIFF."""
+
+# A marker that has a segment after it: not a stuffed or filling byte, and none of those that stand
+# alone (TEM, RST0–7, SOI). Source: ITU-T T.81, B.1.1.
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+# Bytes of a whole number, by its type in a TIFF (TIFF 6.0, section 2; BigTIFF's 16 and 17).
+_INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How many scans the first picture of a JPEG holds; counted no further than MAX_SCANS + 1.
+
+    Segments are skipped as a decoder skips them, so that neither a thumbnail nor a video behind the
+    picture counts, and a comment hides nothing.
+    """
+    scans, position = 0, 2
+    while scans <= MAX_SCANS and (marker := _MARKER.search(data, position)):
+        if marker[1] == _END_OF_IMAGE:
+            break
+        scans += marker[1] == _START_OF_SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
+
+
+def tiff_tile(data: bytes) -> tuple[int, int] | None:
+    """Width and height of the tiles of a TIFF's first picture, None if it has none.
+
+    As libtiff reads them, which allocates one: of a tag that is there twice, the first counts. A
+    value that is no whole number is 0. Raises struct.error if the file ends too early.
+    """
+    order, names = (">", "big") if data[:2] == b"MM" else ("<", "little")
+    is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+    offset_at, offset, count, entry, inline = (
+        (8, "Q", "Q", "HHQ", 8) if is_big else (4, "I", "H", "HHI", 4)
+    )
+    [start] = struct.unpack_from(order + offset, data, offset_at)
+    [entries] = struct.unpack_from(order + count, data, start)
+    start += struct.calcsize(f"={count}")
+    sides: dict[int, int] = {}
+    for _ in range(entries):
+        tag, kind, _ = struct.unpack_from(order + entry, data, start)
+        start += struct.calcsize(f"={entry}")
+        if tag in (_TILE_WIDTH, _TILE_LENGTH) and tag not in sides:
+            size, at = _INTEGERS.get(kind, 0), start
+            if size > inline:
+                [at] = struct.unpack_from(order + offset, data, start)
+            sides[tag] = int.from_bytes(data[at : at + size], names)  # type: ignore[arg-type]
+        start += inline
+    if not sides:
+        return None
+    return sides.get(_TILE_WIDTH, 0), sides.get(_TILE_LENGTH, 0)
