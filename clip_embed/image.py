@@ -174,7 +174,7 @@ def _check_effort(
 def _unidentified(path: str | os.PathLike[str], name: str) -> str:
     """What to say of a file that Pillow knows by no more than its beginning, or not at all."""
     with open(path, "rb") as file:
-        beginning = file.read(16)
+        beginning = file.read(16).ljust(16, b"\0")  # some of its checks need that many
     for known in FORMATS:
         _, accepts = Image.OPEN[known]
         if accepts is not None and accepts(beginning) is True:
