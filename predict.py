@@ -89,6 +89,8 @@ class Predictor(BasePredictor):
         self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
         self._prepare_image = image.prepare
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
+        if coglet.server.active:
+            self._temporary = leftovers.own_directory()
         self._leftovers = leftovers.Leftovers(tempfile.gettempdir())
         self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
         in_one_message = coglet.server.active and output.one_message_stays_flat()

@@ -2,18 +2,18 @@
 
 Cog 0.23 writes an image that arrives as a data: URI to a temporary file, and removes it when the
 prediction has ended; that of one cancelled before it began, or while it waits, may stay. A service
-with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.)
+with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.) What it has
+written of a URL when the download fails stays, too, under a name that ends as the URL does. So this
+process makes its temporary files in a directory of its own, where whatever is old may go.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from pathlib import Path
-
-PATTERN = "tmp????????file.*"
-"""How Cog names those of data: URIs, narrowly: the directory may be shared with other programs."""
 
 OLD_SECONDS = 300.0
 """Nobody waits so long for an image to be read."""
@@ -21,8 +21,15 @@ OLD_SECONDS = 300.0
 SWEEP_SECONDS = 60.0
 
 
+def own_directory() -> tempfile.TemporaryDirectory[str]:
+    """A new directory, in which this process, and so Cog, makes its temporary files from now on."""
+    own = tempfile.TemporaryDirectory(prefix="clip-embed-")
+    tempfile.tempdir = own.name
+    return own
+
+
 class Leftovers:
-    """Removes them from `directory`; used from one thread at a time."""
+    """Removes them from `directory`, which holds nothing else; used from one thread at a time."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
@@ -40,7 +47,7 @@ class Leftovers:
     def sweep(self) -> None:
         """Remove all that are so old that nobody can be waiting for them."""
         oldest = time.time() - OLD_SECONDS
-        for path in self._directory.glob(PATTERN):
+        for path in self._directory.iterdir():
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()

@@ -155,8 +155,10 @@ def test_what_is_prepared_gives_finite_vectors(
     assert len(good) > 200
     arrays = [np.load(folder / f"{name}.npy") for name in good]
     assert {(array.shape, array.dtype.name) for array in arrays} == {((224, 224, 3), "uint8")}
+    size = network.config.image_size  # the tiny network's, which is smaller
     for start in range(0, len(arrays), 32):
-        batch = [image.Pixels(array, 1, 1) for array in arrays[start : start + 32]]
+        corners = [array[:size, :size] for array in arrays[start : start + 32]]
+        batch = [image.Pixels(corner, size, size) for corner in corners]
         vectors = network.embed_images(batch)
         assert vectors.shape == (len(batch), 768)
         assert np.isfinite(vectors).all()
@@ -276,9 +278,11 @@ def test_addresses_through_the_server(server: CogServer, known: Any) -> None:
 
 def test_afterwards_memory_is_bounded_and_no_file_is_left(server: CogServer, known: Any) -> None:
     """As many images are decoded at a time as there are cores, so that many times what one may cost
-    is the most, with what the requests in flight hold; no copy of an image stays."""
+    is the most, with what the requests in flight hold. No copy of an image stays."""
     _, _, process, before = known
     most = before + usable_cpus() * max(MEGABYTES.values()) + IN_FLIGHT * MEGABYTES_IN_FLIGHT
     assert before < peak_megabytes(process) < most
+    # Of a download that fails Cog leaves an empty file, swept when it is old (leftovers.py).
     left = [path for path in Path(server.directory, "tmp").rglob("*") if path.is_file()]
-    assert left == []
+    assert len(left) <= sum(case.content.startswith("http") for case in hurtful.addresses())
+    assert {(path.parent.name[:11], path.stat().st_size) for path in left} <= {("clip-embed-", 0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,14 +36,25 @@ def test_a_file_elsewhere_stays(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_only_old_copies_of_cogs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old ones of its name go; younger ones may be waiting, and others are not ours."""
+def test_only_old_ones_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ones go, what is left of a download that failed too; younger ones may be waiting."""
     old = make(tmp_path / "tmpabcd0123file.bin", OLD_SECONDS + 60)
+    failed = make(tmp_path / "tmpijkl8901cat.jpg", OLD_SECONDS + 60)
     young = make(tmp_path / "tmpefgh4567file.bin", OLD_SECONDS - 60)
-    other = make(tmp_path / "tmpfile.bin", OLD_SECONDS + 60)
     held = Leftovers(tmp_path)
     held.discard(tmp_path / "absent")
     assert old.exists()  # not yet time
     monkeypatch.setattr(leftovers, "SWEEP_SECONDS", 0.0)
     held.discard(tmp_path / "absent")
-    assert [old.exists(), young.exists(), other.exists()] == [False, True, True]
+    assert [old.exists(), failed.exists(), young.exists()] == [False, False, True]
+
+
+def test_the_directory_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporary files are made where nobody else's are: what others made is never swept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = make(tmp_path / "tmpabcd0123file.bin", OLD_SECONDS + 60)
+    with leftovers.own_directory() as own, tempfile.NamedTemporaryFile(suffix="cat.jpg") as made:
+        assert Path(made.name).parent == Path(own) == Path(tempfile.gettempdir())
+        assert Path(own).parent == tmp_path
+        Leftovers(tempfile.gettempdir()).sweep()
+        assert others.exists()
