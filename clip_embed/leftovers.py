@@ -47,7 +47,7 @@ class Leftovers:
     def sweep(self) -> None:
         """Remove all that are so old that nobody can be waiting for them."""
         oldest = time.time() - OLD_SECONDS
-        for path in self._directory.iterdir():
+        for path in self._directory.glob("*"):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()

@@ -21,6 +21,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose
 
+import hurtful
 from clip_embed import image
 from clip_embed.embedder import Embedder
 from clip_embed.errors import ImageError, ModelError
@@ -432,6 +433,32 @@ def test_one_transparent_colour(
     assert pixels.array[[0, SIZE - 1], 0].tolist() == seen
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "seen"),
+    [
+        (2, 0, b"\x1b", [1], [0, 255, 170, 255]),  # 0, 1, 2, 3 of 3
+        (4, 0, b"\x17\x8f", [7], [17, 255, 136, 255]),  # 1, 7, 8, 15 of 15
+        (
+            16,
+            2,
+            struct.pack(">12H", *[0x1234] * 3, *[0x1334] * 3, *[9] * 6) * 56,
+            [0x1234] * 3,
+            [255, 0x13, 0, 0],
+        ),
+    ],
+)
+def test_the_transparent_colour_of_a_png_that_has_not_8_bits(
+    depth: int, colour: int, row: bytes, key: list[int], seen: list[int], tmp_path: Path
+) -> None:
+    """The colour is named in the file's own bits, and is white all the same."""
+    transparent = hurtful.chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    rows = row * (SIZE * depth * (3 if colour else 1) // 8 // len(row))
+    made = hurtful.png(depth, colour, rows, transparent, size=(SIZE, SIZE))
+    (tmp_path / "x.png").write_bytes(made)
+    array = prepare(tmp_path / "x.png", PREPROCESSING).array
+    assert array[0, :4, 0].tolist() == seen
+
+
 def test_what_is_fully_transparent_is_white(send: Send) -> None:
     """No colour that hides under full transparency is seen, not even at its edge: it is laid on
     white before it is resized."""
@@ -629,7 +656,7 @@ def test_what_is_no_image_is_refused(name: str, content: bytes, tmp_path: Path) 
     [
         ("signature.jpg", b"\xff\xd8\xff", "JPEG"),
         ("double.tif", tiff(np.zeros((9, 9)), "<"), "TIFF"),
-        ("begun.webp", b"RIFF\4\0\0\0WEBP", "WEBP"),
+        ("begun.gif", b"GIF89a", "GIF"),
     ],
 )
 def test_a_listed_format_that_cannot_be_read_is_named(
@@ -657,6 +684,19 @@ def test_formats_that_are_not_listed_are_refused(extension: str, tmp_path: Path)
         assert opened.format not in image.FORMATS
     with pytest.raises(ImageError, match=r"is not an image this service can read; send one of"):
         prepare(path, PREPROCESSING)
+
+
+def test_an_image_that_memory_does_not_hold(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is an error about the image, not an empty sentence; the next one may fit."""
+
+    def no_memory(picture: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image, "_to_rgb", no_memory)
+        with pytest.raises(ImageError, match=r"^x\.png takes more memory than there is; "):
+            send(scene(), "x.png")
+    check_same(send(scene(), "x.png"), scene())
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "gif", "bmp", "tif", "heic"])
