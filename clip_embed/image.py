@@ -121,6 +121,7 @@ def prepare(
             _check_size(image, name, max_pixels)
             _check_effort(image, path, name, max_pixels)
             _mend_transparency(image)
+            _mend_byte_order(image)
             image.load()
             upright = _to_rgb(_to_upright(image))
     except ImageError:
@@ -200,6 +201,19 @@ def _mend_transparency(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
     elif raw_mode in ("L;2", "L;4") and isinstance(key, int):
         image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[raw_mode]
+
+
+_NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
+
+
+def _mend_byte_order(image: ImageFile.ImageFile) -> None:
+    """libtiff, which reads compressed TIFFs, hands out numbers in this machine's byte order; Pillow
+    takes some for the file's, and would show another picture."""
+    for number, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            raw_mode, *rest = tile.args
+            args = (_NATIVE.get(raw_mode, raw_mode), *rest)
+            image.tile[number] = tile._replace(args=args)
 
 
 def _to_upright(image: Image.Image) -> Image.Image:

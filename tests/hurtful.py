@@ -138,9 +138,15 @@ def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"", order: str = 
     return magic + offset + data + count + entries + bytes(4)
 
 
-def samples(values: np.ndarray, order: str = "<", *extra: tuple[int, int, int, int]) -> bytes:
-    """A TIFF of one channel, its numbers as `values` are."""
-    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+def samples(
+    values: np.ndarray,
+    order: str = "<",
+    *extra: tuple[int, int, int, int],
+    data: bytes | None = None,
+) -> bytes:
+    """A TIFF of one channel, its numbers as `values` are. data: instead of them, compressed."""
+    if data is None:
+        data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     tags = [
         (256, LONG, 1, values.shape[1]),
         (257, LONG, 1, values.shape[0]),

@@ -596,6 +596,26 @@ def test_float_tiff_with_nan_and_infinity(send_tiff: Callable[..., list[int]]) -
     assert send_tiff(values) == [*range(SIZE - 3), 0, 255, 0]
 
 
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])
+def test_compressed_numbers_of_either_byte_order(
+    kind: str, byte_order: str, tmp_path: Path
+) -> None:
+    """A compressed TIFF shows what the same file shows uncompressed, whichever its byte order."""
+    values = columns(STEPS / 255 if kind == "f4" else STEPS * 128).astype(kind)
+    plain = hurtful.samples(values, byte_order)
+    (tmp_path / "plain.tif").write_bytes(plain)
+    data = zlib.compress(values.astype(values.dtype.newbyteorder(byte_order)).tobytes())
+    deflate = (259, hurtful.SHORT, 1, 8)
+    compressed = hurtful.samples(values, byte_order, deflate, data=data)
+    (tmp_path / "compressed.tif").write_bytes(compressed)
+    arrays = [
+        prepare(tmp_path / f"{name}.tif", PREPROCESSING).array for name in ("plain", "compressed")
+    ]
+    np.testing.assert_array_equal(*arrays)
+    assert arrays[0].max() > 100
+
+
 # --- limits and errors ----------------------------------------------------------------------
 
 
