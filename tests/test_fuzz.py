@@ -82,7 +82,7 @@ def mutated(draw: some.DrawFn) -> bytes:
     return data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(mutated() | some.binary(max_size=200))
 def test_a_file_is_pixels_or_refused(data: bytes) -> None:
     """Any bytes are a square of pixels or an ImageError that says what to send."""
@@ -95,7 +95,7 @@ PIECES = some.sampled_from(
 STRINGS = some.text(some.characters(codec=None, exclude_categories=[]), max_size=200)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(some.lists(STRINGS | PIECES, max_size=6).map("".join))
 def test_a_text_is_ids_or_refused(string: str) -> None:
     """Any string, lone surrogates included, is ids from start to end, or a TextError."""
@@ -122,7 +122,7 @@ def test_what_is_cut_off_changes_nothing(words: list[str], times: int, more: lis
 def test_hurtful_inputs_made_worse(target: str) -> None:
     """A fixed number of executions of each target, as the fuzzer does them, from its seeds."""
     chance, seeds = random.Random(target), list(fuzz.seeds(target))
-    for _ in range(600):
+    for _ in range(400):
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 8)):
             at = chance.randrange(len(data) + 1)
