@@ -174,7 +174,7 @@ def measure(clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], held_out: Dra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
