@@ -31,142 +31,115 @@ sys.path.insert(0, str(ROOT))
 
 import open_clip
 
-from clip_embed.model import Clip, ClipConfig
+from clip_embed.model import Clip, ClipConfig, Packing
 from clip_embed.text import Tokenizer
 from publish_weights import tokenizer_json
 from training import pictures, retrieval
 from training.augment import augment
+from training.muon import Muon
 from training.pictures import Drawings, Emoji
+from training.start import discriminants, initial
 from training.texts import sentence
 
 ARCHITECTURE = ROOT / "scripts" / "training" / "emoji_clip.json"
 CACHE = ROOT / ".cache" / "demo-training"
 
-CLASSES = 32  # in a batch,
-VIEWS = 4  # pictures of each, by as many hands as drew it,
-TEXTS = 2  # and sentences
-# The first half of all steps sees few of an image's patches, after strong changes to it: cheap, and
-# hard to learn by heart. The second sees more of the picture as it is.
-FIRST = 0.5
-KEPT, KEPT_LATER = 0.3, 0.5
-STRENGTH, STRENGTH_LATER = 1.0, 0.4
-RATE = 1.5e-3
-WARM_UP = 150  # steps
-DECAY = 0.4  # of all steps, at the end
+PICTURES = 256  # in a batch, each with a sentence,
+MORE_TEXTS = 256  # and sentences for other classes
+MATRIX_RATE = 0.01  # of the matrices inside, learnt by Muon
+TEXT_RATE, IMAGE_RATE = 2e-3, 5e-4  # of everything else, by AdamW
+WARM_UP = 30  # steps
+DECAY = 0.7  # of all steps, at the end
+STEEPEST = 60.0  # multiplies cosine similarities
 EMA = 0.99
 
 
 class Trainee(nn.Module):
-    """The service's own network with parameters that learn, and a learnt place for each class."""
+    """The service's own network with parameters that learn, and a learnt place for each class.
 
-    def __init__(self, config: ClipConfig, classes: int) -> None:
+    Pictures and sentences are told apart by their places: all 1,914 of them in every batch, which
+    neither pictures nor sentences could be.
+    """
+
+    @torch.no_grad()
+    def __init__(self, config: ClipConfig, pixels: Tensor, classes: Tensor) -> None:
+        """pixels: normalised drawings [N, 3, S, S] of every class. classes: int64 [N]."""
         super().__init__()
         self.clip = Clip(config)
-        self.clip.load(initial(self.clip))
-        self.clip.requires_grad_(True)
-        # A batch holds few classes; these let each be told from all the others, too.
-        # Short at first: only their directions count, and long ones turn slowly.
-        self.places = nn.Parameter(torch.randn(classes, config.embed_dim) * 0.05)
-        self.place_scale = nn.Parameter(torch.tensor(math.log(14.0)))
-
-    def images(self, pixels: Tensor, kept: float) -> Tensor:
-        """`Clip.encode_image` of a random share of the patches, normalised. [B, D]"""
+        some = torch.randperm(len(pixels))[:1500]
+        self.clip.load(initial(self.clip, pixels[some]))
         visual = self.clip.visual
-        x = visual.conv1(pixels) + visual.positional_embedding[1:]
-        if kept < 1:
-            count = int(x.shape[1] * kept)
-            order = torch.rand(x.shape[:2]).argsort(1)[:, :count, None]
-            x = x.gather(1, order.expand(-1, -1, x.shape[2]))
-        first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
-        x = visual.transformer(visual.ln_pre(torch.cat([first, x], 1)), causal=False)
-        return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
+        # The projection is the identity yet.
+        features = torch.cat([self.clip.encode_image(part) for part in pixels.split(256)])
+        mean, directions, places = discriminants(
+            features[:, : config.vision.width], classes, config.text.width
+        )
+        visual.ln_post.bias.copy_(-mean)
+        visual.proj.copy_(directions @ self.clip.text_projection)
+        self.clip.requires_grad_(True)
+        # Of the text tower's width: where no text can be, no picture should.
+        self.places = nn.Parameter(places)
+        self.text_scale = nn.Parameter(self.clip.logit_scale.detach().clone())
 
-    def loss(self, images: Tensor, texts: Tensor, classes: Tensor) -> Tensor:
-        """images [CLASSES × VIEWS, D], texts [CLASSES × TEXTS, D], classes [CLASSES]."""
-        image_classes = classes.repeat_interleave(VIEWS)
-        text_classes = classes.repeat_interleave(TEXTS)
-        same = (image_classes[:, None] == text_classes).float()
-        logits = self.clip.logit_scale.exp() * images @ texts.T
-        contrast = -(F.log_softmax(logits, 1) * same).sum(1) / TEXTS
-        back = -(F.log_softmax(logits, 0) * same).sum(0) / VIEWS
-        places = F.normalize(self.places, dim=-1)
-        placed = [
-            F.cross_entropy(scale.exp() * features @ places.T, which, label_smoothing=0.1)
-            for features, which, scale in (
-                # Names are soon told apart, and want a steeper scale than pictures.
-                (images, image_classes, self.clip.logit_scale),
-                (texts, text_classes, self.place_scale),
-            )
+    def loss(self, pixels: Tensor, texts: tuple[Tensor, Packing], classes: Tensor) -> Tensor:
+        """pixels [B, 3, S, S]; T texts, as `Clip.encode_text` takes them; classes [T], the first B
+        of them also the pictures'."""
+        images = F.normalize(self.clip.encode_image(pixels), dim=-1)
+        sentences = F.normalize(self.clip.encode_text(*texts), dim=-1)
+        places = F.normalize(self.places @ self.clip.text_projection, dim=-1)
+        own = classes[: len(images)]
+        steep = self.clip.logit_scale.exp()
+        placed = F.cross_entropy(steep * images @ places.T, own)
+        placed_text = F.cross_entropy(self.text_scale.exp() * sentences @ places.T, classes)
+        # Pictures and sentences directly, both ways.
+        logits = steep * images @ sentences[: len(images)].T
+        same = (own[:, None] == own).float()
+        same /= same.sum(1, keepdim=True)
+        contrast = sum(-(F.log_softmax(each, 1) * same).sum(1).mean() for each in (logits, logits.T))
+        return placed + placed_text / 2 + contrast / 4  # type: ignore[no-any-return]
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        self.clip.visual.conv1.requires_grad_(False)  # it is as good as it gets
+        inside, image, text = [], [], [self.places, self.text_scale]
+        for name, parameter in self.clip.named_parameters():
+            if parameter.requires_grad:
+                matrix = "resblocks" in name and parameter.ndim == 2
+                rest = image if name.startswith("visual.") else text
+                (inside if matrix else rest).append(parameter)
+        groups = [{"params": image, "lr": IMAGE_RATE}, {"params": text, "lr": TEXT_RATE}]
+        return [
+            Muon(inside, MATRIX_RATE),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
-        return (contrast.mean() + back.mean()) / 2 + (placed[0] + placed[1]) / 2
 
 
-def initial(clip: Clip) -> dict[str, Tensor]:
-    """Random tensors for every parameter, scaled as CLIP's paper's code scales them."""
-    tensors = {}
-    for name, parameter in clip.named_parameters():
-        shape = parameter.shape
-        if name == "logit_scale":
-            tensor = torch.tensor(math.log(1 / 0.07))
-        elif ".ln_" in name or name.startswith("ln_"):
-            tensor = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        elif name.endswith("bias"):
-            tensor = torch.zeros(shape)
-        elif name == "visual.positional_embedding":
-            tensor = waves(clip.config.image_size // clip.config.patch_size, shape[1])
-        elif "embedding" in name:
-            tensor = torch.randn(shape) * 0.04
-        elif "proj" in name.rsplit(".", 1)[-1] and "in_proj" not in name:
-            tensor = torch.randn(shape) * shape[0] ** -0.5
-        else:  # [outputs, inputs] and convolutions
-            fan_in = parameter[0].numel()
-            tensor = torch.randn(shape) * fan_in**-0.5
-            if name.endswith(("out_proj.weight", "c_proj.weight")):
-                tensor /= math.sqrt(2 * clip.config.vision.layers)
-        tensors[name] = tensor
-    return tensors
-
-
-def waves(side: int, width: int) -> Tensor:
-    """Places in a square as sines and cosines, [1 + side², width]: near ones are alike from the
-    start, and as loud as the pixels. As in "Attention Is All You Need", once for each direction."""
-    rates = 1 / 10 ** (torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * rates
-    line = torch.cat([angles.sin(), angles.cos()], 1)
-    square = torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], 1)
-    return torch.cat([torch.zeros(1, width), square])
-
-
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """ids [B, L] padded with zeros, ends [B], as `Clip.encode_text` takes them."""
-    tokens = [tokenizer.tokenize(text) for text in texts]
-    ids = torch.zeros(len(tokens), max(len(each.ids) for each in tokens), dtype=torch.int64)
-    for row, each in zip(ids, tokens, strict=True):
-        row[: len(each.ids)] = torch.from_numpy(each.ids)
-    return ids, torch.tensor([each.end for each in tokens])
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Packing]:
+    """As `Clip.encode_text` takes them."""
+    ids = [tokens.ids[: tokens.end + 1] for tokens in map(tokenizer.tokenize, texts)]
+    packing = Packing([len(each) for each in ids], torch.device("cpu"))
+    return torch.from_numpy(np.concatenate(ids)), packing
 
 
 class Batches:
-    """Random classes, each with pictures by several hands and sentences."""
+    """Pictures in random order, each as often as any other, with sentences."""
 
     def __init__(self, emojis: list[Emoji], drawn: list[Drawings], seed: int) -> None:
         self.emojis = emojis
         self.pixels = torch.from_numpy(np.concatenate([each.pixels for each in drawn]))
-        classes = np.concatenate([each.classes for each in drawn])
-        self.of = [np.flatnonzero(classes == index) for index in range(len(emojis))]
-        self.known = [index for index, rows in enumerate(self.of) if len(rows)]
+        self.classes = torch.from_numpy(np.concatenate([each.classes for each in drawn]))
         self.generator = torch.Generator().manual_seed(seed)
         self.random = random.Random(seed)
+        self.left = torch.tensor([], dtype=torch.int64)
 
-    def draw(self, strength: float) -> tuple[Tensor, list[str], Tensor]:
-        classes = self.random.sample(self.known, CLASSES)
-        rows: list[int] = []
-        for index in classes:
-            own = self.of[index].tolist()
-            self.random.shuffle(own)
-            rows += (own * VIEWS)[:VIEWS]
-        texts = [sentence(self.emojis[i], self.random) for i in classes for _ in range(TEXTS)]
-        return augment(self.pixels[rows], self.generator, strength), texts, torch.tensor(classes)
+    def draw(self) -> tuple[Tensor, list[str], Tensor]:
+        """Pixels [PICTURES, 3, S, S]; sentences, and their classes, the pictures' first."""
+        if len(self.left) < PICTURES:
+            self.left = torch.randperm(len(self.classes), generator=self.generator)
+        rows, self.left = self.left[:PICTURES], self.left[PICTURES:]
+        others = torch.randint(len(self.emojis), (MORE_TEXTS,), generator=self.generator)
+        classes = torch.cat([self.classes[rows], others])
+        texts = [sentence(self.emojis[index], self.random) for index in classes.tolist()]
+        return normalised(augment(self.pixels[rows], self.generator)), texts, classes
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -178,31 +151,30 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
+def plain(pixels: Tensor) -> Tensor:
+    """Drawings, uint8 [B, S, S, 4], on white, as the service sees them."""
+    rgba = pixels.permute(0, 3, 1, 2).float() / 255
+    return normalised(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:])
+
+
 def rate(step: int, steps: int) -> float:
-    """Rises, stays, and falls to nothing: a run can be made longer until it begins to fall."""
-    falling = (steps - step) / (steps * DECAY)
-    return RATE * min(1.0, (step + 1) / WARM_UP, falling)
+    """What rates of learning are multiplied with: rises, stays, and falls to nothing."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (steps * DECAY))
 
 
 @torch.inference_mode()
 def measure(clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], held_out: Drawings) -> str:
     """Retrieval among all of a style's pictures, by plain names."""
-    rgba = torch.from_numpy(held_out.pixels).permute(0, 3, 1, 2).float() / 255
-    pixels = normalised(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:])
-    images = torch.cat([clip.encode_image(part) for part in pixels.split(128)])
+    pixels = torch.from_numpy(held_out.pixels)
+    images = torch.cat([clip.encode_image(plain(part)) for part in pixels.split(128)])
     names = [emojis[index].label for index in held_out.classes]
-    texts = torch.cat(
-        [
-            clip.encode_text(*tokenize(tokenizer, names[i : i + 128]))
-            for i in range(0, len(names), 128)
-        ]
-    )
+    texts = clip.encode_text(*tokenize(tokenizer, names))
     return retrieval.table(held_out.style, texts.numpy(), images.numpy())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -217,61 +189,60 @@ def main() -> None:
     torch.manual_seed(options.seed)
     architecture = json.loads(ARCHITECTURE.read_bytes())
     config = ClipConfig.from_open_clip(architecture)
-    trainee = Trainee(config, len(emojis))
     tokenizer = Tokenizer(tokenizer_json(), config.context_length)
     batches = Batches(emojis, drawn, options.seed)
-    decayed = [p for n, p in trainee.named_parameters() if p.ndim > 1 and "embedding" not in n]
-    others = [p for n, p in trainee.named_parameters() if p.ndim <= 1 or "embedding" in n]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    trainee = Trainee(config, plain(batches.pixels), batches.classes)
+    optimizers = trainee.optimizers()
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, options.steps))
+        for each in optimizers
+    ]
     average = {name: p.detach().clone() for name, p in trainee.clip.named_parameters()}
     begin = 0
     checkpoint = CACHE / f"checkpoint-{options.seed}.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)  # our own file, with random states
         trainee.load_state_dict(saved["trainee"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, begin = saved["average"], saved["step"]
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for schedule, state in zip(schedules, saved["schedules"], strict=True):
+            schedule.load_state_dict(state)
+        average, begin, batches.left = saved["average"], saved["step"], saved["left"]
         batches.generator.set_state(saved["generator"])
         batches.random.setstate(saved["random"])
-        torch.set_rng_state(saved["torch"])
 
     smoothed = Clip(config)
     smoothed.load(average)  # shares the tensors
 
     progress = tqdm(range(begin, options.steps), "training", options.steps, initial=begin)
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, options.steps)
-        first = step < options.steps * FIRST
-        kept = KEPT if first else KEPT_LATER
-        pixels, texts, classes = batches.draw(STRENGTH if first else STRENGTH_LATER)
-        features = F.normalize(trainee.clip.encode_text(*tokenize(tokenizer, texts)), dim=-1)
-        loss = trainee.loss(trainee.images(normalised(pixels), kept), features, classes)
+        pixels, texts, classes = batches.draw()
+        loss = trainee.loss(pixels, tokenize(tokenizer, texts), classes)
         loss.backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         with torch.no_grad():
-            trainee.clip.logit_scale.clamp_(max=math.log(50))
+            for scale in (trainee.clip.logit_scale, trainee.text_scale):
+                scale.clamp_(max=math.log(STEEPEST))
             share = min(EMA, (1 + step) / (10 + step))
             for name, parameter in trainee.clip.named_parameters():
                 average[name].lerp_(parameter, 1 - share)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         done = step + 1
-        if done % 200 == 0 or done == options.steps:
+        if done % 100 == 0 or done == options.steps:
             progress.write(f"step {done}: " + measure(smoothed, tokenizer, emojis, unseen[0]))
             state = {
                 "trainee": trainee.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "schedules": [schedule.state_dict() for schedule in schedules],
                 "average": average,
                 "step": done,
+                "left": batches.left,
                 "generator": batches.generator.get_state(),
                 "random": batches.random.getstate(),
-                "torch": torch.get_rng_state(),
             }
             torch.save(state, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").rename(checkpoint)
