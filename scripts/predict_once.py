@@ -7,6 +7,7 @@ import base64
 import json
 import mimetypes
 import sys
+import tempfile
 import urllib.error
 from pathlib import Path
 
@@ -31,14 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/predict", description=__doc__)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE")
     inputs = dict(map(read_input, parser.parse_args().input))
-    with CogServer({}, log=sys.stderr) as server:
+    # The server's own log is some thirty lines of JSON: shown only if nothing else says what failed.
+    with tempfile.TemporaryFile() as log, CogServer({}, log=log) as server:
         try:
             server.wait_ready()
             response = server.predict(**inputs)
-        except RuntimeError as error:
-            raise SystemExit(str(error)) from error
         except urllib.error.HTTPError as error:
             raise SystemExit(error.read().decode()) from error
+        except (RuntimeError, OSError) as error:
+            if server.process is not None and server.process.poll() is not None:
+                log.seek(0)
+                print(log.read().decode(errors="replace"), file=sys.stderr)
+            raise SystemExit(str(error)) from error
+    print(response["logs"], end="", file=sys.stderr)
     if response["status"] != "succeeded":
         raise SystemExit(response["error"])
     json.dump(response["output"], sys.stdout)
