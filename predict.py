@@ -23,7 +23,7 @@ import coglet
 from cog import BasePredictor, Input, Path, concurrent
 
 import weights
-from clip_embed import cpus, errors, host_memory, leftovers, manifest
+from clip_embed import cpus, errors, host_memory, lean_torch, leftovers, manifest
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -62,6 +62,7 @@ class Predictor(BasePredictor):
                 return tokenizer
 
             tokenizer = loader.submit(read_tokenizer)
+            lean_torch.import_torch()
             import torch
 
             from clip_embed import tensors

@@ -178,7 +178,7 @@ class Pull:
         return sum(shard.size for shard in self.manifest.shards)
 
     def blocks(self) -> Iterator[Block]:
-        """The verified blocks of the shards, each once, in the order they land.
+        """The verified blocks of the shards, each once, in the order they land; some in pieces.
 
         Raises WeightsError if the pull fails; what was yielded before is still right.
         """
@@ -302,11 +302,12 @@ class Pull:
         # its other blocks are.
         tasks.sort(key=lambda task: task.index > 0)
         workers = min(self._streams, len(tasks))
-        if len(tasks) > 2 * workers and self._cache is None:
-            tail = [part for block in tasks[-workers:] for part in Joint(block).parts]
-            tasks, blocks = tasks[:-workers] + tail, len(tasks)
-        else:
-            blocks = len(tasks)
+        blocks = len(tasks)
+        if blocks > 2 * workers and self._cache is None:
+            # Never a first block: whoever reads a shard's header wants it in one piece.
+            whole = max(blocks - workers, sum(task.index == 0 for task in tasks))
+            tail = [part for block in tasks[whole:] for part in Joint(block).parts]
+            tasks = tasks[:whole] + tail
         self.stats.streams = workers
         self.stats.bytes_total = sum(file.size for file in wanted)
         with self._changed:
@@ -378,13 +379,14 @@ class Pull:
                     seconds = time.perf_counter() - started
                 if data is None or not work.finish(task, seconds):
                     continue
+                pieces = [data]
                 if task.joint is not None:
-                    whole = task.joint.add(task, data)
-                    if whole is None:
+                    parts = task.joint.add(task, data)
+                    if parts is None:
                         continue
                     task = task.joint.block
                     # If the block is wrong, one of its parts was: all of it is fetched again.
-                    data = whole if self._verify(whole, task) else self._read(source, task)
+                    pieces = parts if self._verify(task, *parts) else [self._read(source, task)]
             except WeightsError as error:
                 if task is taken[0] and (again or work.is_done(task)):
                     continue  # the other of the two requests for it decides
@@ -393,7 +395,7 @@ class Pull:
             except BaseException as error:  # even a panic of obstore's: nobody waits for ever
                 self._fail(TransferError(f"{source.location}/{task.file.name}: {error!r}"))
                 return
-            self._land(task, data)
+            self._land(task, pieces)
 
     def _from_cache(self, task: Task) -> memoryview | None:
         """One block, verified, if it is kept on this machine's disk."""
@@ -402,7 +404,7 @@ class Pull:
         data = self._cache.read(task.file, task.start, task.end)
         if data is None:
             return None
-        if not self._verify(data, task):
+        if not self._verify(task, data):
             log.warning("%s is damaged and will be fetched again", self._cache.path(task.file))
             self._cache.discard(task.file)
             return None
@@ -422,7 +424,7 @@ class Pull:
             data = source.read(task.file.name, task.start, task.end, task.file.generation)
         except (PassingError, FileNotFoundError):
             return None
-        right = len(data) == task.size and (task.joint is not None or self._verify(data, task))
+        right = len(data) == task.size and (task.joint is not None or self._verify(task, data))
         return data if right else None
 
     def _read(
@@ -439,7 +441,7 @@ class Pull:
                 data = source.read(task.file.name, task.start, task.end, task.file.generation)
                 if len(data) != task.size:
                     raise PassingError(f"{len(data)} bytes came where {task.size} were asked for")
-                if task.joint is not None or self._verify(data, task):
+                if task.joint is not None or self._verify(task, data):
                     return data
                 corrupt = True
                 problem = f"the checksum of block {task.index} is wrong"
@@ -466,24 +468,30 @@ class Pull:
             )
         raise TransferError(f"{where}: {problem} after {ATTEMPTS} attempts; check the network")
 
-    def _verify(self, data: memoryview, task: Task) -> bool:
+    def _verify(self, task: Task, *pieces: memoryview) -> bool:
+        """Whether `pieces`, one after the other, are the block that was published."""
         started = time.perf_counter()
-        checksum = crc32c.crc32c(data)
+        checksum = 0
+        for piece in pieces:
+            checksum = crc32c.crc32c(piece, checksum)
         with self._changed:
             self.stats.verify_seconds += time.perf_counter() - started
         return encode_checksum(checksum) == task.file.blocks[task.index]
 
-    def _land(self, task: Task, data: memoryview) -> None:
+    def _land(self, task: Task, pieces: list[memoryview]) -> None:
         with self._changed:
             state = self._state
             if state.closed or state.error:
                 return
             if task.file.name.endswith(SHARD_SUFFIX):
-                state.landed.append(Block(task.file, task.index, data))
+                offset = task.start
+                for piece in pieces:
+                    state.landed.append(Block(task.file, offset, piece))
+                    offset += len(piece)
             else:
-                state.small_files[task.file.name] = bytes(data)
+                state.small_files[task.file.name] = b"".join(pieces)
             state.blocks_left -= 1
-            self.stats.bytes_landed += len(data)
+            self.stats.bytes_landed += task.size
             self.stats.pull_seconds = self._seconds()
             self._last_landing = time.perf_counter()
             self._changed.notify_all()

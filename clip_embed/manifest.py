@@ -150,16 +150,11 @@ def decode_checksum(text: str) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """Verified bytes: `data` is what stands at `offset` of `file`."""
+    """Verified bytes: `data` is what stands at `offset` of `file`, in bytes from its start."""
 
     file: PublishedFile
-    index: int
+    offset: int
     data: memoryview
-
-    @property
-    def offset(self) -> int:
-        """In bytes, from the start of the file."""
-        return self.index * BLOCK_SIZE
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,12 @@ from statistics import median
 
 from clip_embed.manifest import PublishedFile
 
-TAIL_PARTS = 4
+TAIL_PARTS = 8
 """Requests for each of the last blocks. When fewer blocks are left than streams, whole blocks would
 leave most streams idle for as long as one takes; parts end together."""
+
+PART_ALIGNMENT = 64
+"""Bytes: no number of a tensor lies in two parts."""
 
 SLOW_FACTOR = 4.0
 """A range that takes this many times the median is asked for again."""
@@ -59,22 +62,21 @@ class Joint:
 
     def __init__(self, block: Task) -> None:
         self.block = block
-        step = -(-block.size // TAIL_PARTS)
+        step = -(-block.size // TAIL_PARTS // PART_ALIGNMENT) * PART_ALIGNMENT
         self.parts = [
             replace(block, start=start, end=min(start + step, block.end), joint=self)
             for start in range(block.start, block.end, step)
         ]
-        self._data = bytearray(block.size)
-        self._missing = len(self.parts)
+        self._came: dict[int, memoryview] = {}
         self._lock = threading.Lock()
 
-    def add(self, part: Task, data: memoryview) -> memoryview | None:
-        """Put `data` in its place; the whole block once nothing is missing."""
-        offset = part.start - self.block.start
-        self._data[offset : offset + len(data)] = data
+    def add(self, part: Task, data: memoryview) -> list[memoryview] | None:
+        """`data` is what came for `part`; all parts in their order once none is missing."""
         with self._lock:
-            self._missing -= 1
-            return None if self._missing else memoryview(self._data).toreadonly()
+            self._came[part.start] = data
+            if len(self._came) < len(self.parts):
+                return None
+            return [self._came[each.start] for each in self.parts]
 
 
 @dataclass
@@ -151,13 +153,15 @@ class WorkList:
             self._changed.notify_all()
 
     def _slow(self, now: float) -> tuple[_Flight | None, float | None]:
-        """A task that is slow by now, or in how many seconds the next will be."""
+        """A task that is slow by now, or in how many seconds to look again."""
         wait: float | None = None
         for flight in self._flying.values():
             if flight.twice or self.extra_bytes + flight.task.size > self._extra_limit:
                 continue
-            alike = [seconds for size, seconds in self._took if size * 4 >= flight.task.size]
-            limit = max(SLOW_SECONDS, SLOW_FACTOR * median(alike)) if alike else UNKNOWN_SECONDS
+            limit = SLOW_SECONDS
+            if now - flight.since >= limit:  # only then does the rest matter
+                alike = [seconds for size, seconds in self._took if size * 4 >= flight.task.size]
+                limit = max(limit, SLOW_FACTOR * median(alike)) if alike else UNKNOWN_SECONDS
             left = flight.since + limit - now
             if left <= 0:
                 return flight, None

@@ -45,7 +45,7 @@ def load(
     early: dict[str, list[Block]] = {}  # landed before the first block of their shard
     for block in blocks:
         name = block.file.name
-        if block.index == 0:
+        if block.offset == 0:
             infos = parse_safetensors_header(block.data, block.file.size, name)
             shards[name] = (
                 _DeviceShard(infos, block.file.size, device, dtype, ring)

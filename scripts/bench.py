@@ -1,11 +1,12 @@
 """Our figures and the peers', from one run on one machine.
 
-    bench.py cold-start|download|text|image|http|search [--runs N] [--json FILE]
+    bench.py cold-start|download|text|image|preprocess|http|search [--runs N] [--json FILE]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
 download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
 text        captions in batches of 32, beside open_clip and transformers
 image       images in batches of 4, beside the same
+preprocess  a photograph's file becomes pixels, beside the same
 http        the whole service under load, beside others that serve the same weights
 search      scripts/search.py: a query over 100,000 vectors, and indexing against the service's rate
 
@@ -18,12 +19,13 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS = ("cold-start", "download", "text", "image", "http", "search")
+BENCHMARKS = ("cold-start", "download", "text", "image", "preprocess", "http", "search")
 
 
 def main() -> None:
@@ -34,6 +36,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there, too")
     arguments = parser.parse_args()
+
+    from local_server import image_environment
+
+    # Servers are given what cog.yaml sets in the image; here what runs in this process has it, too.
+    environment = {**os.environ, **image_environment()}
+    if arguments.benchmark == "download" and environment != os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
     from benchmarks import report
 

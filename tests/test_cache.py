@@ -30,9 +30,9 @@ def pull(server: RangeServer, cache: Path, fault: str = "") -> weights.PullStats
     """A whole pull through `cache`, and what the cache lacks kept in it. fault: for the table."""
     started = time.monotonic()
     with weights.pull(server.url, cache=str(cache)) as pulling:
-        blocks = {(block.file.name, block.index): bytes(block.data) for block in pulling.blocks()}
+        blocks = {(block.file.name, block.offset): bytes(block.data) for block in pulling.blocks()}
         for shard in pulling.manifest.shards:
-            whole = b"".join(blocks[shard.name, index] for index in range(len(shard.blocks)))
+            whole = b"".join(blocks[key] for key in sorted(blocks) if key[0] == shard.name)
             assert whole == (server.directory / shard.name).read_bytes()
     keeping = pulling.keep()
     assert keeping is not None

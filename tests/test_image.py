@@ -18,7 +18,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.transforms import Compose
 
 from clip_embed import image
@@ -26,7 +26,7 @@ from clip_embed.embedder import Embedder
 from clip_embed.errors import ImageError, ModelError
 from clip_embed.image import Pixels, Preprocessing, prepare
 from clip_embed.model import Clip, ClipConfig
-from conftest import TINY
+from conftest import PHOTOS, TINY
 
 SIZE = 224
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -677,3 +677,149 @@ def test_damaged_bytes_are_an_image_error_or_an_image(extension: str, tmp_path: 
         except ImageError:
             refused += 1
     assert refused > 0
+
+
+# --- large images, shrunk in stages ---------------------------------------------------------
+
+# One step below the fast path's limit, and two sizes that cameras have.
+LARGE = [(2944, 2960), (4000, 3000), (3024, 4032)]
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """An example enlarged, with a sensor's noise."""
+    with Image.open(PHOTOS[0]) as photo:
+        large = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(1).normal(0, 6, (height, width, 3))
+    return Image.fromarray((np.asarray(large) + grain).clip(0, 255).astype(np.uint8))
+
+
+def screenshot(width: int, height: int) -> Image.Image:
+    """Small coloured text and boxes on white and grey."""
+    rng = Random(2)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((0, 0, width // 5, height), fill=(230, 233, 240))
+    font = ImageFont.load_default(14)
+    line = "The quick brown fox jumps over the lazy dog 0123456789 " * (width // 300)
+    for y in range(10, height, 19):
+        colour = rng.randrange(200), rng.randrange(200), rng.randrange(200)
+        draw.text((width // 5 + 10, y), line, fill=colour, font=font)
+        draw.rectangle((5, y, rng.randrange(20, width // 5), y + 12), fill=colour)
+    return page
+
+
+def line_art(width: int, height: int) -> Image.Image:
+    """Thin lines in all directions, sharp and black on white, some in colour."""
+    rng = Random(3)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    for number in range(400):
+        ends = [rng.randrange(side) for side in (width, height, width, height)]
+        colour = "black" if number % 4 else (rng.randrange(256), rng.randrange(256), 0)
+        draw.line(ends, fill=colour, width=rng.randrange(1, 8))
+    return page
+
+
+def stripes(width: int, height: int) -> Image.Image:
+    """Red and black stripes one pixel wide."""
+    values = np.zeros((height, width, 3), dtype=np.uint8)
+    values[:, ::2] = (255, 0, 0)
+    return Image.fromarray(values)
+
+
+KINDS = {"photograph": photograph, "screenshot": screenshot, "line art": line_art, "noise": noise}
+
+
+def camera(orientation: int = 1) -> Image.Exif:
+    tags = exif(orientation)
+    tags[0x010F] = "A maker of cameras"
+    return tags
+
+
+def exact(path: Path) -> Array:
+    """open_clip's transform of the file, decoded whole and turned upright."""
+    with Image.open(path) as opened:
+        return expected(ImageOps.exif_transpose(opened).convert("RGB"))
+
+
+def check_bound(pixels: Pixels, square: Array) -> None:
+    shift = np.abs(pixels.array.astype(int) - square)
+    assert shift.mean() <= 0.3
+    assert shift.max() <= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_large_jpegs_are_within_the_bound(
+    kind: str, size: tuple[int, int], send: Send, tmp_path: Path
+) -> None:
+    """Whatever a large JPEG shows, and though it names a camera, its pixels are open_clip's within
+    a mean of 0.3 and a maximum of 3 of 255; its size is the file's."""
+    pixels = send(KINDS[kind](*size), "x.jpg", quality=90, exif=camera())
+    check_bound(pixels, exact(tmp_path / "x.jpg"))
+    assert (pixels.width, pixels.height) == size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_images_that_are_halved_are_within_the_bound(
+    kind: str, send: Send, tmp_path: Path
+) -> None:
+    """So are those of other formats that are large enough to be halved first."""
+    picture = KINDS[kind](3600, 3584)
+    pixels = send(picture, "x.bmp")
+    check_bound(pixels, expected(picture))
+    assert not np.array_equal(pixels.array, expected(picture))  # it was halved
+
+
+@pytest.mark.parametrize("orientation", HELD)
+def test_large_photographs_are_turned_upright(orientation: int, send: Send, tmp_path: Path) -> None:
+    """A large photograph is turned as a small one is, and is within the bound however it lies."""
+    pixels = send(photograph(4000, 3000), "x.jpg", quality=90, exif=camera(orientation))
+    check_bound(pixels, exact(tmp_path / "x.jpg"))
+    assert (pixels.width, pixels.height) == ((3000, 4000) if orientation > 4 else (4000, 3000))
+    assert not np.array_equal(pixels.array, exact(tmp_path / "x.jpg"))  # the fast path was taken
+
+
+def test_a_large_grey_photograph(send: Send, tmp_path: Path) -> None:
+    """A grey JPEG is within the bound, too, and so is the first of several photographs."""
+    grey_photo, other = photograph(4000, 3000).convert("L"), Image.new("L", (64, 64))
+    for name, options in {
+        "x.jpg": {},
+        "x.mpo": {"save_all": True, "append_images": [other]},
+    }.items():
+        pixels = send(grey_photo, name, quality=90, exif=camera(), **options)
+        check_bound(pixels, exact(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("draw", "size", "tags"),
+    [
+        (scene, (2048, 2056), camera()),  # too small
+        (scene, (4001, 3000), camera()),  # a side that the scale does not divide
+        (scene, (4000, 3004), camera()),
+        (photograph, (4000, 3000), exif(1)),  # no camera is named
+        (stripes, (4000, 3000), exif(1)),  # what a partial decoding would get wrong by 19
+        (line_art, (4000, 3000), camera()),
+        (screenshot, (4000, 3000), camera()),
+    ],
+    ids=["small", "odd width", "odd height", "no camera", "stripes", "line art", "screenshot"],
+)
+def test_jpegs_decoded_whole_are_exact(
+    draw: Callable[[int, int], Image.Image],
+    size: tuple[int, int],
+    tags: Image.Exif,
+    send: Send,
+    tmp_path: Path,
+) -> None:
+    """A JPEG whose quarter might not show all is open_clip's bit for bit, even a soft picture of a
+    size that the scale does not suit."""
+    pixels = send(draw(*size), "x.jpg", quality=90, exif=tags)
+    np.testing.assert_array_equal(pixels.array, exact(tmp_path / "x.jpg"))
+
+
+def test_a_truncated_large_photograph_is_refused(tmp_path: Path) -> None:
+    """A photograph that breaks off is refused on the fast path as on the other."""
+    photograph(4000, 3000).save(tmp_path / "x.jpg", quality=90, exif=camera())
+    (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-100_000])
+    with pytest.raises(ImageError, match=r"^x\.jpg is damaged or incomplete: "):
+        prepare(tmp_path / "x.jpg", PREPROCESSING)

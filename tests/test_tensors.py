@@ -26,9 +26,7 @@ def blocks_of(data: bytes, name: str = "model.safetensors") -> list[Block]:
     file = PublishedFile(name, len(data), "", None, ())
     view = memoryview(data)
     starts = range(0, len(data), BLOCK_SIZE)
-    return [
-        Block(file, index, view[start : start + BLOCK_SIZE]) for index, start in enumerate(starts)
-    ]
+    return [Block(file, start, view[start : start + BLOCK_SIZE]) for start in starts]
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -164,7 +162,7 @@ def test_a_block_is_let_go_once_it_is_placed(shard: bytes) -> None:
         for block in blocks_of(shard):
             piece = Piece(block.data)
             alive.append(weakref.ref(piece))
-            yield Block(block.file, block.index, memoryview(piece))
+            yield Block(block.file, block.offset, memoryview(piece))
             del piece
             gc.collect()
             most = max(most, sum(reference() is not None for reference in alive))
