@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/predict", description=__doc__)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE")
     inputs = dict(map(read_input, parser.parse_args().input))
-    # The server's own log is some thirty lines of JSON: shown only if nothing else says what failed.
+    # The server's own log is thirty lines of JSON: shown only if nothing else says what failed.
     with tempfile.TemporaryFile() as log, CogServer({}, log=log) as server:
         try:
             server.wait_ready()

@@ -1,7 +1,7 @@
 """A plug-in of coverage's (`scripts/coverage`): event loops in threads that Python did not start.
 
 Cog's worker runs `predict` on a loop in a thread of its Rust runtime. Python 3.11 hands a tracer to
-the threads that `threading` starts, and to no others: without this, not a line of `predict` is seen.
+the threads that `threading` starts, and to no others: without this, not a line of `predict` counts.
 """
 
 from __future__ import annotations

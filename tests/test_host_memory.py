@@ -94,9 +94,7 @@ class NoHugePages(mmap.mmap):
 
 
 @pytest.mark.parametrize("lacking", ["the kernel", "Python"])
-def test_without_huge_pages_memory_is_memory(
-    monkeypatch: pytest.MonkeyPatch, lacking: str
-) -> None:
+def test_without_huge_pages_memory_is_memory(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     """Whether the kernel or this Python does not know them: pieces are as asked for."""
     if lacking == "the kernel":
         monkeypatch.setattr(mmap, "mmap", NoHugePages)

@@ -17,7 +17,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -140,9 +139,15 @@ def test_a_prediction_that_cannot_be_says_why(arguments: str, message: str) -> N
 def test_the_table_of_files_is_whole() -> None:
     """Every file of the service and every script has its line, and every line its file."""
     table = TEXT[TEXT.index("## The files") :]
-    named = {
-        name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1])
-    } if table else set()
+    named = (
+        {
+            name
+            for line in table.splitlines()
+            for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+        }
+        if table
+        else set()
+    )
     for name in named:
         assert (ROOT / name).exists() or name in ("-dev", "-ray", "-train"), name
     for folder in (ROOT / "clip_embed", ROOT / "scripts"):
