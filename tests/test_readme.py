@@ -1,4 +1,4 @@
-"""The commands of README.md that start something of this project: run as written, with small weights.
+"""The commands of README.md that start something of this project, run as written on small weights.
 
 Those that call a server are in tests/test_examples.py. Not run anywhere: `cog`, `docker` and
 `gcloud`, which need what a test cannot have; `scripts/demo` and `scripts/test`, which are slow.
@@ -139,15 +139,8 @@ def test_a_prediction_that_cannot_be_says_why(arguments: str, message: str) -> N
 def test_the_table_of_files_is_whole() -> None:
     """Every file of the service and every script has its line, and every line its file."""
     table = TEXT[TEXT.index("## The files") :]
-    named = (
-        {
-            name
-            for line in table.splitlines()
-            for name in re.findall(r"`([^`]+)`", line.split("|")[1])
-        }
-        if table
-        else set()
-    )
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     for name in named:
         assert (ROOT / name).exists() or name in ("-dev", "-ray", "-train"), name
     for folder in (ROOT / "clip_embed", ROOT / "scripts"):

@@ -1093,7 +1093,7 @@ def test_closing_wakes_who_waits(server: RangeServer, url: str) -> None:
 
 
 def test_a_directory_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Permissions are final, and the file is named. (Root may read anything: hence no real file.)"""
+    """Permissions are final, and the file is named. (Root may read anything: so no real file.)"""
 
     def refuse(path: Path, *rest: Any, **more: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
