@@ -50,6 +50,12 @@ a core keeps up with about four, and more only get in each other's way."""
 ATTEMPTS = 8
 """Tries per request, the first included."""
 
+PAUSES = 0.05, 2.0
+"""Seconds between two tries: the first, which doubles, and the most."""
+
+BUSY_PAUSES = 0.25, 4.0
+"""The same where the server said that it is busy (429, 503)."""
+
 MANIFEST_SECONDS = 10.0
 """How long reading the manifest may take, retries included: set-up that cannot work fails soon."""
 
@@ -505,8 +511,8 @@ def _tasks(file: PublishedFile) -> list[Task]:
 
 
 def _backoff(attempt: int, busy: bool) -> float:
-    """Seconds before the next try: 50 ms doubling to 2 s, or from 250 ms to 4 s where the server
-    said that it is busy, of which a random half is taken off so that many replicas do not come back
-    at once. Retry-After is not among what obstore tells; a burst of some 10 s is sat out."""
-    first, most = (0.25, 4.0) if busy else (0.05, 2.0)
+    """Seconds before the next try, of which up to a half is taken off at random, so that many
+    replicas do not come back at once. Retry-After is not among what obstore tells; a burst of some
+    10 s is sat out."""
+    first, most = BUSY_PAUSES if busy else PAUSES
     return float(min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

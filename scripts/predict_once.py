@@ -6,7 +6,9 @@ import argparse
 import base64
 import json
 import mimetypes
+import os
 import sys
+import tempfile
 import urllib.error
 from pathlib import Path
 
@@ -27,18 +29,34 @@ def read_input(argument: str) -> tuple[str, str]:
     return name, f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
+def absolute(*names: str) -> dict[str, str]:
+    """Those of these variables that hold a path, made absolute: the server runs elsewhere."""
+    values = {name: os.environ.get(name, "") for name in names}
+    return {
+        name: str(Path(value).expanduser().resolve())
+        for name, value in values.items()
+        if value and "://" not in value
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/predict", description=__doc__)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE")
     inputs = dict(map(read_input, parser.parse_args().input))
-    with CogServer({}, log=sys.stderr) as server:
+    paths = absolute("CLIP_WEIGHTS", "CLIP_WEIGHTS_CACHE", "GOOGLE_APPLICATION_CREDENTIALS")
+    # The server's own log is thirty lines of JSON: shown only if nothing else says what failed.
+    with tempfile.TemporaryFile() as log, CogServer(paths, log=log) as server:
         try:
             server.wait_ready()
             response = server.predict(**inputs)
-        except RuntimeError as error:
-            raise SystemExit(str(error)) from error
         except urllib.error.HTTPError as error:
             raise SystemExit(error.read().decode()) from error
+        except (RuntimeError, OSError) as error:
+            if server.process is not None and server.process.poll() is not None:
+                log.seek(0)
+                print(log.read().decode(errors="replace"), file=sys.stderr)
+            raise SystemExit(str(error)) from error
+    print(response["logs"], end="", file=sys.stderr)
     if response["status"] != "succeeded":
         raise SystemExit(response["error"])
     json.dump(response["output"], sys.stdout)

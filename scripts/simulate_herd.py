@@ -33,8 +33,6 @@ GIGABIT = 1e9 / 8
 # Cloud Storage, "Pricing", Standard storage in one region, USD; as read in September 2026.
 READS_PRICE = 0.0004 / 1000
 INTERNET_PRICE = 0.12 / 2**30  # the first 10 TiB of a month; within a region nothing is paid
-# As `weights.py` waits: 50 ms doubling to 2 s, of which a random half is taken off.
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def simulate(herd: Herd, seed: int = 0) -> Outcome:
         turned_away = asking & ~answered
         refused += int(turned_away.sum())
         tries[turned_away] += 1
-        pause = np.minimum(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (tries - 1))
+        shortest, longest = weights.BUSY_PAUSES
+        pause = np.minimum(longest, shortest * 2.0 ** (tries - 1))
         wait = np.where(turned_away, now + pause * random.uniform(0.5, 1.0, shape), wait)
         gave_up = (tries >= herd.attempts).any(axis=1) & alive[:, 0]
         done[gave_up] = np.inf

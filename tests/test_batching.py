@@ -189,6 +189,35 @@ def test_a_cancelled_drainer_leaves_nobody_hanging() -> None:
     asyncio.run(main())
 
 
+def test_who_hung_up_is_told_nothing() -> None:
+    """A cancelled item whose batch fails, or is abandoned, stays cancelled; nothing breaks."""
+    device = Device()
+
+    def fail(items: Sequence[int]) -> None:
+        raise ValueError("no good")
+
+    async def main() -> None:
+        batcher, work = Batcher(), lane(device, limit=1)
+        device.poison = fail
+        for abandoned in (False, True):
+            device.free.clear()
+            task = asyncio.create_task(batcher.submit(work, 1))
+            await settle()
+            task.cancel()
+            await settle()
+            drainer = batcher._drainer
+            assert drainer is not None
+            if abandoned:
+                drainer.cancel()
+            device.free.set()
+            await asyncio.wait_for(asyncio.wait([task, drainer]), timeout=5)
+            assert task.cancelled()
+            assert drainer.cancelled() == abandoned
+            assert abandoned or drainer.exception() is None
+
+    asyncio.run(main())
+
+
 def test_a_result_for_each_or_an_error_for_all() -> None:
     """A call that returns too few results is an error, not a wrong pairing or a hang."""
 

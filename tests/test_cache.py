@@ -190,6 +190,17 @@ def test_what_a_killed_process_left_is_swept(server: RangeServer, tmp_path: Path
     assert new.exists()
 
 
+def test_a_copy_of_another_size_is_not_kept(tmp_path: Path) -> None:
+    """Fewer bytes than the manifest says: an error that names both, and nothing is left behind."""
+    file = PublishedFile("a.safetensors", 5, "AAAAAA==", None, ("AAAAAA==",))
+    with (
+        pytest.raises(OSError, match=r"a\.safetensors: 3 bytes written of 5"),
+        Cache(tmp_path).writer(file) as output,
+    ):
+        output.write(b"abc")
+    assert kept(tmp_path) == []
+
+
 def test_keeping_is_as_patient_as_pulling(server: RangeServer, tmp_path: Path) -> None:
     """A passing fault while files are kept, after the pull has ended, is tried again."""
     with weights.pull(server.url, cache=str(tmp_path / "cache")) as pulling:

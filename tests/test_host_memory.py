@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -82,6 +84,23 @@ def test_a_kernel_that_cannot_populate_is_no_error(monkeypatch: pytest.MonkeyPat
     piece = memory.take(4 * MEBIBYTE)
     piece[-1] = 1
     assert piece[-1] == 1
+
+
+class NoHugePages(mmap.mmap):
+    """Memory of a kernel that was built without huge pages."""
+
+    def madvise(self, *arguments: int) -> None:
+        raise OSError(errno.EINVAL, "madvise")
+
+
+@pytest.mark.parametrize("lacking", ["the kernel", "Python"])
+def test_without_huge_pages_memory_is_memory(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    """Whether the kernel or this Python does not know them: pieces are as asked for."""
+    if lacking == "the kernel":
+        monkeypatch.setattr(mmap, "mmap", NoHugePages)
+    else:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert bytes(HostMemory().take(5)) == bytes(5)
 
 
 def test_landed_bytes_are_those_of_the_shards(tiny_model: Path) -> None:

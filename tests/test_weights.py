@@ -1090,3 +1090,21 @@ def test_closing_wakes_who_waits(server: RangeServer, url: str) -> None:
     waiting.join(3)
     released.set()
     assert [str(error) for error in caught] == ["the pull was closed"]
+
+
+def test_a_directory_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Permissions are final, and the file is named. (Root may read anything: so no real file.)"""
+
+    def refuse(path: Path, *rest: Any, **more: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(AccessError, match=r"manifest\.json may not be read by this user"):
+        sources.open_source(str(tmp_path)).read("manifest.json")
+
+
+def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
+    """Any other trouble of a file system may pass, as a network's does."""
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(sources.PassingError, match="directory"):
+        sources.open_source(str(tmp_path)).read("manifest.json")

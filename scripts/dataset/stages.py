@@ -205,7 +205,7 @@ def embed(embedder: Any, prepared: Prepared, kind: str) -> Embedded:
     inputs: Sequence[Any]
     if prepared.tokens is not None:
         inputs, encode, limit = prepared.tokens, embedder.embed_texts, TEXTS_PER_BATCH[kind]
-        # Texts of a length together: a batch is computed as wide as its longest.
+        # Texts of a length together: attention is computed as wide as a batch's longest.
         order = sorted(range(len(inputs)), key=lambda index: prepared.tokens[index].end)
     else:
         assert prepared.pixels is not None
