@@ -23,7 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from clip_embed import bombs, colours
 from clip_embed.errors import ImageError, ModelError
-from clip_embed.resize import to_square
+from clip_embed.resize import to_square, to_square_at_once
 
 # What Pillow may try, and nothing else: its rarer decoders are an attack surface without a user.
 # MPO, several JPEGs in one, is opened as JPEG: Pillow registers no opener of that name.
@@ -163,8 +163,8 @@ def _prepare_photograph(image: Image.Image, preprocessing: Preprocessing) -> Pix
     image.load()
     upright = colours.to_rgb(colours.to_upright(image))
     size, resample = preprocessing.size, preprocessing.resample
-    array = np.asarray(to_square(upright, size, resample), dtype=np.uint8)
-    coarse = np.asarray(to_square(upright.reduce(2), size, resample))
+    array = np.asarray(to_square_at_once(upright, size, resample), dtype=np.uint8)
+    coarse = np.asarray(to_square_at_once(upright.reduce(2), size, resample))
     shift = np.abs(array.astype(np.int16) - coarse)
     if shift.mean() > MAX_MEAN_SHIFT or shift.max() > MAX_SHIFT:
         return None
@@ -192,7 +192,9 @@ def _check_effort(
 ) -> None:
     """Refuse a small picture that would be a great deal to decode."""
     if image.format in ("JPEG", "MPO"):
-        if bombs.jpeg_scans(Path(path).read_bytes()) > bombs.MAX_SCANS:
+        # Without progression a scan has to spell out every block: its length bounds its cost.
+        is_progressive = "progressive" in image.info
+        if is_progressive and bombs.jpeg_scans(Path(path).read_bytes()) > bombs.MAX_SCANS:
             raise ImageError(
                 f"{name} holds more than {bombs.MAX_SCANS} scans; save it anew as a JPEG that is"
                 " not progressive"

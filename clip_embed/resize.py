@@ -24,18 +24,35 @@ def to_square(image: Image.Image, size: int, resample: Image.Resampling) -> Imag
     odd = image.width % 2 or image.height % 2
     if min(image.size) >= 2 * HALVING_MIN_RATIO * size and not odd:
         image = image.reduce(2)
-    width, height = image.size
+    new_size, (left, top) = _place(image.size, size)
+    if new_size[0] * new_size[1] > WHOLE_RESIZE_MAX_PIXELS:
+        return _part(image, new_size, (left, top), size, resample)
+    if new_size != image.size:
+        image = image.resize(new_size, resample)
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_square_at_once(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """As `to_square`, but what is cropped away is not computed first: where other errors are larger
+    than the 1 of 255 by which this may differ."""
+    new_size, corner = _place(image.size, size)
+    scales = [old / new for old, new in zip(image.size, new_size, strict=True)]
+    (x0, x1), (y0, y1) = (
+        (first * scale, (first + size) * scale) for first, scale in zip(corner, scales, strict=True)
+    )
+    return image.resize((size, size), resample, box=(x0, y0, x1, y1))
+
+
+def _place(old_size: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The whole image's size once resized, and the upper left corner of its square."""
+    width, height = old_size
     if width <= height:
         new_width, new_height = size, int(size * height / width)
     else:
         new_width, new_height = int(size * width / height), size
     # torchvision rounds half to even here, as Python's round does.
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    if new_width * new_height <= WHOLE_RESIZE_MAX_PIXELS:
-        if (new_width, new_height) != (width, height):
-            image = image.resize((new_width, new_height), resample)
-        return image.crop((left, top, left + size, top + size))
-    return _part(image, (new_width, new_height), (left, top), size, resample)
+    return (new_width, new_height), (left, top)
 
 
 def _part(

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.transforms import Compose
 
 import hurtful
-from clip_embed import image
+from clip_embed import image, resize
 from clip_embed.embedder import Embedder
 from clip_embed.errors import ImageError, ModelError
 from clip_embed.image import Pixels, Preprocessing, prepare
@@ -174,7 +174,7 @@ def test_a_part_is_what_the_whole_would_be(
 ) -> None:
     """Resizing only the part that survives the crop gives what resizing the whole gives, within
     2 of 255, even for noise in black and white."""
-    monkeypatch.setattr(image, "WHOLE_RESIZE_MAX_PIXELS", 0)
+    monkeypatch.setattr(resize, "WHOLE_RESIZE_MAX_PIXELS", 0)
     for width, height in sizes()[kind]:
         picture = noise(width, height).point(lambda value: 255 * (value > 127))
         pixels = send(picture, "picture.bmp")
