@@ -56,6 +56,10 @@ PAUSES = 0.05, 2.0
 BUSY_PAUSES = 0.25, 4.0
 """The same where the server said that it is busy (429, 503)."""
 
+BUSY_ATTEMPTS = 24
+"""Tries while the server says that it is busy (429, 503): about a minute. By then it has answered a
+thousand replicas that start at once; see scripts/simulate_herd.py."""
+
 MANIFEST_SECONDS = 10.0
 """How long reading the manifest may take, retries included: set-up that cannot work fails soon."""
 
@@ -435,7 +439,9 @@ class Pull:
         unwanted: says that the bytes are of no more use; by default, when the pull is over.
         """
         where = f"{source.location}/{task.file.name}"
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             corrupt = busy = False
             try:
                 data = source.read(task.file.name, task.start, task.end, task.file.generation)
@@ -454,19 +460,19 @@ class Pull:
                 problem, busy = str(error), error.busy
             if unwanted() if unwanted else self._state.closed or self._state.error:
                 raise TransferError(f"{where}: the pull was given up")
+            if attempt >= (BUSY_ATTEMPTS if busy else ATTEMPTS):
+                break
             with self._changed:
-                if attempt < ATTEMPTS:
-                    self.stats.retries += 1
-            if attempt < ATTEMPTS:
-                pause = _backoff(attempt, busy)
-                self._state.work.postpone(task, pause)
-                time.sleep(pause)
+                self.stats.retries += 1
+            pause = _backoff(attempt, busy)
+            self._state.work.postpone(task, pause)
+            time.sleep(pause)
         if corrupt:
             raise CorruptError(
-                f"{where}: {problem} after {ATTEMPTS} attempts; the published bytes are damaged, or"
+                f"{where}: {problem} after {attempt} attempts; the published bytes are damaged, or"
                 " the model was republished while it was pulled: start again, or publish it again"
             )
-        raise TransferError(f"{where}: {problem} after {ATTEMPTS} attempts; check the network")
+        raise TransferError(f"{where}: {problem} after {attempt} attempts; check the network")
 
     def _verify(self, task: Task, *pieces: memoryview) -> bool:
         """Whether `pieces`, one after the other, are the block that was published."""

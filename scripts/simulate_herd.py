@@ -47,7 +47,7 @@ class Herd:
     replicas: int
     spread: float = 0.0
     streams: int = 16
-    attempts: int = weights.ATTEMPTS
+    attempts: int = weights.BUSY_ATTEMPTS
     line: float = 10 * GIGABIT
     stream: float = 100e6
     region: float = 200 * GIGABIT
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("replicas", nargs="*", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--spread", type=float, default=0.0, help="seconds between first and last")
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--attempts", type=int, default=weights.ATTEMPTS)
+    parser.add_argument("--attempts", type=int, default=weights.BUSY_ATTEMPTS)
     parser.add_argument("--line", type=float, default=10.0, help="Gbit/s of one replica")
     parser.add_argument("--region", type=float, default=200.0, help="Gbit/s of the region")
     parser.add_argument("--no-request-limit", action="store_true")

@@ -604,6 +604,20 @@ def test_a_damaged_block_is_fetched_again_alone(server: RangeServer, url: str, m
     assert again == [(FIRST, (2 * BLOCK, 3 * BLOCK))]
 
 
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_busy_server_is_given_more_time(
+    code: int, server: RangeServer, url: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that asks for patience, as a bucket does that a thousand replicas read at once, is
+    asked more often than one that fails."""
+    monkeypatch.setattr(weights, "ATTEMPTS", 2)
+    monkeypatch.setattr(weights, "_backoff", lambda attempt, busy: 0.001)
+    server.fault = at(FIRST, status(code), block=2, times=weights.BUSY_ATTEMPTS - 1)
+    with weights.pull(url, streams=4) as pull:
+        assert collect(pull) == published(model)
+        assert pull.stats.retries == weights.BUSY_ATTEMPTS - 1
+
+
 @pytest.mark.parametrize(("name", "block"), [(FIRST, 4), (SECOND, 0), ("open_clip_config.json", 0)])
 def test_bytes_that_stay_damaged_are_refused(
     name: str, block: int, server: RangeServer, url: str, monkeypatch: pytest.MonkeyPatch
@@ -672,6 +686,7 @@ def test_a_server_that_stays_broken_is_given_up(
 ) -> None:
     """After the last attempt the error names the object and what the server said."""
     monkeypatch.setattr(weights, "ATTEMPTS", 3)
+    monkeypatch.setattr(weights, "BUSY_ATTEMPTS", 3)
     server.fault = at(name, status(503))
     error = failure(url)
     assert isinstance(error, TransferError)
@@ -796,7 +811,7 @@ def test_what_came_before_an_error_is_right(
     server: RangeServer, url: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks that landed before a pull failed are yielded first, verified."""
-    monkeypatch.setattr(weights, "ATTEMPTS", 3)
+    monkeypatch.setattr(weights, "BUSY_ATTEMPTS", 3)
     server.fault = at(FIRST, status(503), block=4)
     data = (model / FIRST).read_bytes()
     came: list[Block] = []
@@ -1005,6 +1020,7 @@ def test_no_error_shows_a_credential(
 ) -> None:
     """However a request with a token fails, neither sentence, traceback, log nor output has it."""
     monkeypatch.setattr(weights, "ATTEMPTS", 2)
+    monkeypatch.setattr(weights, "BUSY_ATTEMPTS", 2)
     monkeypatch.setattr(google.auth, "default", lambda **_: (Credentials(), "project"))
     caplog.set_level("DEBUG")
     failing = at(FIRST, fault)
