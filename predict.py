@@ -115,9 +115,11 @@ class Predictor(BasePredictor):
         """
         return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 
-    # Batches form from what waits, so this bounds memory, not speed. Cog reads it when an image is
-    # built; COG_MAX_CONCURRENCY overrides it.
-    @concurrent(max=32)
+    # Batches form from what waits, so this bounds memory, not speed. Cog frees a place only after
+    # the answer has left: who asks again at once may find it taken still. So there are twice as
+    # many as the 32 that clients should keep busy. Cog reads the number when an image is built;
+    # COG_MAX_CONCURRENCY overrides it.
+    @concurrent(max=64)
     async def predict(
         self,
         text: str | None = Input(

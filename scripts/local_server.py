@@ -85,7 +85,7 @@ class CogServer:
             "PORT": str(self.port),
             "TMPDIR": str(self.directory / "tmp"),
             "COG_PREDICT_TYPE_STUB": self._predictor,
-            "COG_MAX_CONCURRENCY": "32",
+            "COG_MAX_CONCURRENCY": "64",
             **self._environment,
         }
         self.process = subprocess.Popen(
