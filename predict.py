@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +91,7 @@ class Predictor(BasePredictor):
         self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
         if coglet.server.active:
             self._temporary = leftovers.own_directory()
-        self._leftovers = leftovers.Leftovers(tempfile.gettempdir())
+            self._leftovers = leftovers.Leftovers(self._temporary.name)
         self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
         in_one_message = coglet.server.active and output.one_message_stays_flat()
         self._finish = output.as_one_message if in_one_message else output.as_list
