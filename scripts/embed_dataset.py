@@ -225,6 +225,7 @@ def start_ray(address: str | None) -> None:
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         ray.init(
+            address="local",  # and not whatever cluster was started on this machine before
             num_cpus=os.cpu_count(),
             include_dashboard=False,
             object_store_memory=min(LOCAL_OBJECT_STORE, memory // 4),
