@@ -9,9 +9,9 @@ from simulate_herd import MODEL_BYTES, Herd, requests_per_replica, simulate
 
 
 def test_one_replica_is_bound_by_its_line() -> None:
-    """857 MB over 10 Gbit/s take 0.7 s, and no request is refused."""
+    """857 MB over 10 Gbit/s take 0.7 s, and what requests wait; no request is refused."""
     outcome = simulate(Herd(replicas=1, stream=1e9))
-    assert 0.68 < outcome.seconds[0] < 1.1
+    assert 0.68 < outcome.seconds[0] < 1.3
     assert outcome.requests == requests_per_replica(16)
     assert outcome.refused == 0
 
