@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.transforms import Compose
 
 import hurtful
-from clip_embed import image, resize
+from clip_embed import colours, image, resize
 from clip_embed.embedder import Embedder
 from clip_embed.errors import ImageError, ModelError
 from clip_embed.image import Pixels, Preprocessing, prepare
@@ -713,7 +713,7 @@ def test_an_image_that_memory_does_not_hold(send: Send, monkeypatch: pytest.Monk
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(image, "_to_rgb", no_memory)
+        patched.setattr(colours, "to_rgb", no_memory)
         with pytest.raises(ImageError, match=r"^x\.png takes more memory than there is; "):
             send(scene(), "x.png")
     check_same(send(scene(), "x.png"), scene())
