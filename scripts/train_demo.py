@@ -95,7 +95,8 @@ class Trainee(nn.Module):
         logits = steep * images @ sentences[: len(images)].T
         same = (own[:, None] == own).float()
         same /= same.sum(1, keepdim=True)
-        contrast = sum(-(F.log_softmax(each, 1) * same).sum(1).mean() for each in (logits, logits.T))
+        both = (logits, logits.T)
+        contrast = sum(-(F.log_softmax(each, 1) * same).sum(1).mean() for each in both)
         return placed + placed_text / 2 + contrast / 4  # type: ignore[no-any-return]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:

@@ -30,7 +30,7 @@ def initial(clip: Clip, pixels: Tensor) -> dict[str, Tensor]:
             tensor = torch.tensor(math.log(STEEP))
         elif ".ln_" in name or name.startswith("ln_"):
             tensor = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-        elif name.endswith("bias") or name.endswith(("out_proj.weight", "c_proj.weight")):
+        elif name.endswith(("bias", "out_proj.weight", "c_proj.weight")):
             tensor = torch.zeros(shape)
         elif "embedding" in name:
             tensor = torch.randn(shape) * 0.04
@@ -45,7 +45,7 @@ def initial(clip: Clip, pixels: Tensor) -> dict[str, Tensor]:
     width, heads = clip.config.vision.width, clip.config.vision.heads
     own = width // heads  # channels of a head
     if heads != side**2 or own % 4:
-        raise ValueError(f"{side**2} patches and {heads} heads of {own}: want a head for each patch")
+        raise ValueError(f"{side**2} patches and {heads} heads of {own}: want as many")
     # The first channels say where a patch is, the others what is in it, strongest pattern first.
     place = LOUD * places(side, own)
     middle = LOUD * torch.tensor([0.0, 1.0]).repeat(own // 2)
