@@ -88,7 +88,7 @@ class Predictor(BasePredictor):
         self._texts = batching.Lane(self._embedder.embed_texts, tokens, lambda text: text.end + 1)
         self._images = batching.Lane(self._embedder.embed_images, images, lambda _: 1)
         self._prepare_image = image.prepare
-        self._max_pixels = _max_pixels(image.DEFAULT_MAX_PIXELS)
+        self._max_pixels = image.max_pixels(os.environ.get("CLIP_MAX_IMAGE_PIXELS"))
         if coglet.server.active:
             self._temporary = leftovers.own_directory()
             self._leftovers = leftovers.Leftovers(self._temporary.name)
@@ -114,10 +114,10 @@ class Predictor(BasePredictor):
         """
         return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 
-    # Batches form from what waits, so this bounds memory, not speed. Cog frees a place only after
-    # the answer has left: who asks again at once may find it taken still. So there are twice as
-    # many as the 32 that clients should keep busy. Cog reads the number when an image is built;
-    # COG_MAX_CONCURRENCY overrides it.
+    # Batches form from what waits, so this bounds memory, not speed. When as many clients as there
+    # were places asked again and again, Cog 0.23.1 answered most of them 409 (32 of both, by
+    # scripts/bench.py http): hence twice as many as the 32 that clients should keep busy. Cog reads
+    # the number when an image is built; COG_MAX_CONCURRENCY overrides it.
     @concurrent(max=64)
     async def predict(
         self,
@@ -213,10 +213,3 @@ class _Clock:
 
     def __str__(self) -> str:
         return f"set-up {self._last - self._started:.2f} s ({', '.join(self._laps)})"
-
-
-def _max_pixels(default: int) -> int:
-    text = os.environ.get("CLIP_MAX_IMAGE_PIXELS", "").strip() or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"CLIP_MAX_IMAGE_PIXELS is {text!r}; give a whole number of pixels")
-    return int(text)

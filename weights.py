@@ -518,7 +518,6 @@ def _tasks(file: PublishedFile) -> list[Task]:
 
 def _backoff(attempt: int, busy: bool) -> float:
     """Seconds before the next try, of which up to a half is taken off at random, so that many
-    replicas do not come back at once. Retry-After is not among what obstore tells; a burst of some
-    10 s is sat out."""
+    replicas do not come back at once. Retry-After is not among what obstore tells."""
     first, most = BUSY_PAUSES if busy else PAUSES
     return float(min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

@@ -7,6 +7,7 @@ tile of any size. Knows how both files are laid out, and nothing of Pillow or of
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 
@@ -23,7 +24,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 
 
-def jpeg_scans(data: bytes) -> int:
+def jpeg_scans(data: bytes | mmap.mmap) -> int:
     """How many scans the first picture of a JPEG holds; counted no further than MAX_SCANS + 1.
 
     Segments are skipped as a decoder skips them, so that neither a thumbnail nor a video behind the
@@ -38,7 +39,7 @@ def jpeg_scans(data: bytes) -> int:
     return scans
 
 
-def tiff_tile(data: bytes) -> tuple[int, int] | None:
+def tiff_tile(data: bytes | mmap.mmap) -> tuple[int, int] | None:
     """Width and height of the tiles of a TIFF's first picture, None if it has none.
 
     As libtiff reads them, which allocates one: of a tag that is there twice, the first counts. A

@@ -51,16 +51,23 @@ def mend_byte_order(image: ImageFile.ImageFile) -> None:
             image.tile[number] = tile._replace(args=args)
 
 
-def to_upright(image: Image.Image) -> Image.Image:
+def exif(image: Image.Image, tag: int) -> Any:
+    """What EXIF says under `tag`, None if nothing."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        return image.getexif().get(tag)
     except Exception:  # damaged EXIF in an intact image: as if there were none
-        return image
+        return None
+
+
+def to_upright(image: Image.Image) -> Image.Image:
+    """The image as people see it, by its EXIF."""
+    orientation = exif(image, _EXIF_ORIENTATION)
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, on white where it is transparent."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":

@@ -9,6 +9,7 @@ floating-point, palette, greyscale and CMYK pixels are converted before they are
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ def _triple(preprocess_cfg: Mapping[str, Any], name: str) -> tuple[float, float,
     return float(red), float(green), float(blue)
 
 
+def max_pixels(setting: str | None) -> int:
+    """CLIP_MAX_IMAGE_PIXELS as a number; the default where it is not set. Raises ValueError."""
+    text = (setting or "").strip() or str(DEFAULT_MAX_PIXELS)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"CLIP_MAX_IMAGE_PIXELS is {text!r}; give a whole number of pixels")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """A prepared image.
@@ -119,10 +128,10 @@ def prepare(
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image, name, max_pixels)
             _check_effort(image, path, name, max_pixels)
-            photograph = _prepare_photograph(image, preprocessing)
-        if photograph is not None:
-            return photograph
-        with Image.open(path, formats=FORMATS) as image:
+            if _may_be_decoded_in_part(image, preprocessing.size):
+                in_part = _prepare_in_part(path, preprocessing)
+                if in_part is not None:
+                    return in_part
             colours.mend_transparency(image)
             colours.mend_byte_order(image)
             image.load()
@@ -144,38 +153,32 @@ def prepare(
     return Pixels(np.asarray(square, dtype=np.uint8), upright.width, upright.height)
 
 
-def _prepare_photograph(image: Image.Image, preprocessing: Preprocessing) -> Pixels | None:
-    """A large JPEG from a camera, decoded at a quarter of its size, if that shows no difference.
+def _may_be_decoded_in_part(image: Image.Image, size: int) -> bool:
+    """Whether it is a JPEG from a camera, large enough for a square of `size` pixels a side."""
+    return (
+        isinstance(image, JpegImageFile)
+        and image.mode in ("RGB", "L")
+        and min(image.size) >= JPEG_SCALE * JPEG_MIN_RATIO * size
+        # Where the scale does not divide a side, the last pixels would stand for more than one.
+        and not any(side % (2 * JPEG_SCALE) for side in image.size)
+        and bool(str(colours.exif(image, _EXIF_MAKE) or "").strip("\0 "))
+    )
 
-    None if it is not such an image. The image cannot be decoded whole afterwards: open it again.
-    """
-    if not isinstance(image, JpegImageFile) or image.mode not in ("RGB", "L"):
-        return None
-    # Where the scale does not divide a side, the last pixels would stand for more than they are.
-    if (
-        min(image.size) < JPEG_SCALE * JPEG_MIN_RATIO * preprocessing.size
-        or image.width % (2 * JPEG_SCALE)
-        or image.height % (2 * JPEG_SCALE)
-        or not _names_a_camera(image)
-    ):
-        return None
-    image.draft(None, (image.width // JPEG_SCALE, image.height // JPEG_SCALE))
-    image.load()
-    upright = colours.to_rgb(colours.to_upright(image))
+
+def _prepare_in_part(path: str | os.PathLike[str], preprocessing: Preprocessing) -> Pixels | None:
+    """The JPEG decoded at a quarter of its size; None if that might show a difference."""
     size, resample = preprocessing.size, preprocessing.resample
+    # Opened once more: what has been decoded in part cannot be decoded whole.
+    with Image.open(path, formats=("JPEG",)) as image:
+        image.draft(None, (image.width // JPEG_SCALE, image.height // JPEG_SCALE))
+        image.load()
+        upright = colours.to_rgb(colours.to_upright(image))
     array = np.asarray(to_square_at_once(upright, size, resample), dtype=np.uint8)
     coarse = np.asarray(to_square_at_once(upright.reduce(2), size, resample))
     shift = np.abs(array.astype(np.int16) - coarse)
     if shift.mean() > MAX_MEAN_SHIFT or shift.max() > MAX_SHIFT:
         return None
     return Pixels(array, JPEG_SCALE * upright.width, JPEG_SCALE * upright.height)
-
-
-def _names_a_camera(image: Image.Image) -> bool:
-    try:
-        return bool(str(image.getexif().get(_EXIF_MAKE, "")).strip("\0 "))
-    except Exception:  # damaged EXIF in an intact image: as if there were none
-        return False
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -191,15 +194,20 @@ def _check_effort(
     image: Image.Image, path: str | os.PathLike[str], name: str, max_pixels: int
 ) -> None:
     """Refuse a small picture that would be a great deal to decode."""
-    if image.format in ("JPEG", "MPO"):
-        # Without progression a scan has to spell out every block: its length bounds its cost.
-        is_progressive = "progressive" in image.info
-        if is_progressive and bombs.jpeg_scans(Path(path).read_bytes()) > bombs.MAX_SCANS:
-            raise ImageError(
-                f"{name} holds more than {bombs.MAX_SCANS} scans; save it anew as a JPEG that is"
-                " not progressive"
-            )
-    elif image.format == "TIFF" and (tile := bombs.tiff_tile(Path(path).read_bytes())):
+    # Without progression a scan has to spell out every block: its length bounds its cost.
+    progressive = image.format in ("JPEG", "MPO") and "progressive" in image.info
+    if not progressive and image.format != "TIFF":
+        return
+    # Mapped, not read: of a large TIFF only a few bytes are looked at.
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        scans = bombs.jpeg_scans(data) if progressive else 0
+        tile = None if progressive else bombs.tiff_tile(data)
+    if scans > bombs.MAX_SCANS:
+        raise ImageError(
+            f"{name} holds more than {bombs.MAX_SCANS} scans; save it anew as a JPEG that is not"
+            " progressive"
+        )
+    if tile is not None:
         width, height = tile
         across, down = -(-image.width // max(width, 1)), -(-image.height // max(height, 1))
         pixels = across * width * down * height

@@ -167,9 +167,6 @@ def get_work(arguments: argparse.Namespace, destination: str) -> stages.Work:
         rows_per_part=arguments.rows_per_part,
         model=stages.model_of(published),
     )
-    limit = os.environ.get("CLIP_MAX_IMAGE_PIXELS", "").strip() or str(image.DEFAULT_MAX_PIXELS)
-    if not limit.isdecimal() or int(limit) < 1:
-        raise ValueError(f"CLIP_MAX_IMAGE_PIXELS is {limit!r}; give a whole number of pixels")
     return stages.Work(
         task,
         destination,
@@ -177,7 +174,7 @@ def get_work(arguments: argparse.Namespace, destination: str) -> stages.Work:
         preprocessing,
         tokenizer,
         network.context_length,
-        int(limit),
+        image.max_pixels(os.environ.get("CLIP_MAX_IMAGE_PIXELS")),
     )
 
 

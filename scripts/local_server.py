@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,9 +40,12 @@ def venv_path() -> str:
 
 
 def image_environment() -> dict[str, str]:
-    """What cog.yaml sets in the image, so that a server outside one runs alike."""
+    """What cog.yaml sets in the image, and the places `cog build` reads from @concurrent there, so
+    that a server outside one runs alike."""
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
-    return dict(line.split("=", 1) for line in config["environment"])
+    [places] = re.findall(r"@concurrent\(max=(\d+)\)", (ROOT / "predict.py").read_text())
+    variables = dict(line.split("=", 1) for line in config["environment"])
+    return {**variables, "COG_MAX_CONCURRENCY": places}
 
 
 class CogServer:
@@ -85,7 +89,6 @@ class CogServer:
             "PORT": str(self.port),
             "TMPDIR": str(self.directory / "tmp"),
             "COG_PREDICT_TYPE_STUB": self._predictor,
-            "COG_MAX_CONCURRENCY": "64",
             **self._environment,
         }
         self.process = subprocess.Popen(

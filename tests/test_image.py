@@ -650,6 +650,24 @@ def test_the_limit_holds_for_every_format(extension: str, tmp_path: Path) -> Non
     assert prepare(path, PREPROCESSING, max_pixels=10_100).array.shape == (SIZE, SIZE, 3)
 
 
+def test_the_limit_is_what_the_variable_says() -> None:
+    """CLIP_MAX_IMAGE_PIXELS is a whole number; not set, or empty as `docker -e` may leave it, it is
+    the default."""
+    assert image.max_pixels("1000") == 1000
+    assert image.max_pixels(None) == image.max_pixels(" ") == image.DEFAULT_MAX_PIXELS
+    for setting in ("0", "-1", "1e6", "many"):
+        with pytest.raises(ValueError, match=f"is '{setting}'; give a whole number of pixels"):
+            image.max_pixels(setting)
+
+
+def refusal(path: Path, content: bytes) -> str:
+    """What is said of a file with this content."""
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        prepare(path, PREPROCESSING)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -662,10 +680,7 @@ def test_the_limit_holds_for_every_format(extension: str, tmp_path: Path) -> Non
 )
 def test_what_is_no_image_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     """A file that is no image is refused by its name, with a list of what can be sent."""
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError) as caught:
-        prepare(tmp_path / name, PREPROCESSING)
-    assert str(caught.value) == (
+    assert refusal(tmp_path / name, content) == (
         f"{name} is not an image this service can read;"
         " send one of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC"
     )
@@ -684,10 +699,7 @@ def test_a_listed_format_that_cannot_be_read_is_named(
 ) -> None:
     """A file that begins as one of the formats and is none that can be read is not called
     something else: a TIFF of 64-bit numbers, for one."""
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError) as caught:
-        prepare(tmp_path / name, PREPROCESSING)
-    assert str(caught.value) == (
+    assert refusal(tmp_path / name, content) == (
         f"{name} is a damaged {kind}, or of a kind this service cannot read;"
         " save it anew as JPEG or PNG"
     )

@@ -20,19 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import torch
 
 import publish_weights
-import weights
+from benchmarks import model
 from benchmarks.bucket import filled_bucket
 from benchmarks.captions import captions
 from benchmarks.cold_start import peer
 from benchmarks.peers import convert
 from benchmarks.peers.infinity import infinity, install
 from benchmarks.report import Figure
-from clip_embed import batching, manifest, tensors
-from clip_embed.embedder import Embedder
-from clip_embed.text import Tokenizer
+from clip_embed import batching
 from local_server import CACHE, ROOT, SCHEMA, CogServer
 
 LOAD = Path(__file__).resolve().parent / "load.lua"
@@ -100,7 +97,7 @@ def run(runs: int) -> tuple[str, list[Figure]]:
                 for server in contenders
             }
             lone = lone_text(contenders[0])
-        direct = direct_text(directory / "ours", 5 * runs)
+        direct = direct_text(directory, 5 * runs)
     lines = []
     figures = []
     for kind in KINDS:
@@ -116,14 +113,14 @@ def run(runs: int) -> tuple[str, list[Figure]]:
 @contextlib.contextmanager
 def servers(directory: Path) -> Iterator[list[Server]]:
     """The contenders, ready, each with the weights of `random:0`."""
-    model = publish_weights.read_model("random:0", publish_weights.DEFAULT_MODEL)
-    publish_weights.publish(model, publish_weights.Directory(str(directory / "ours")))
+    published = publish_weights.read_model("random:0", publish_weights.DEFAULT_MODEL)
+    publish_weights.publish(published, publish_weights.Directory(str(directory / "ours")))
     for_peers = directory / "transformers"
     for_peers.mkdir()
-    config = convert.ClipConfig.from_open_clip(model.config["model_cfg"])
-    convert.write_transformers(for_peers, config, model.tensors)
+    config = convert.ClipConfig.from_open_clip(published.config["model_cfg"])
+    convert.write_transformers(for_peers, config, published.tensors)
     convert.for_older_transformers(for_peers)
-    del model
+    del published
     cog = {"text": '{"input": {"text": "%"}}', "image": '{"input": {"image": "%"}}'}
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(CogServer({"CLIP_WEIGHTS": str(directory / "ours")}))
@@ -197,14 +194,9 @@ def lone_text(server: Server) -> list[str]:
     ]
 
 
-def direct_text(published: Path, runs: int) -> list[str]:
+def direct_text(folder: Path, runs: int) -> list[str]:
     """One text at a time without a server: by a direct call, and through the batcher."""
-    with weights.pull(str(published)) as pull:
-        embedder = Embedder.build(
-            pull.file(manifest.CONFIG_NAME),
-            tensors.load(pull.blocks(), torch.device("cpu"), torch.float32),
-        )
-        tokenizer = Tokenizer(pull.file(manifest.TOKENIZER_NAME), embedder.config.context_length)
+    embedder, tokenizer = model.ours(folder)
     batcher = batching.Batcher()
     lane = batching.Lane(embedder.embed_texts, 1024, lambda tokens: tokens.end + 1)
     direct, batched = [], []
