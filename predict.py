@@ -2,7 +2,7 @@
 
 Set-up: `weights.pull` starts fetching at once, and the heavy imports run meanwhile → verified
 blocks become tensors → the network adopts them → both towers are warmed.
-A prediction: `image.prepare` or `text.tokenize` in a thread → `batching` → one forward pass for
+A prediction: `image.prepare` in a thread, or `text.tokenize` → `batching` → one forward pass for
 all that wait → 768 floats.
 """
 
@@ -27,6 +27,9 @@ from clip_embed import cpus, errors, host_memory, lean_torch, leftovers, manifes
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+SHORT_TEXT = 1000
+"""Characters that are tokenized in 0.1 to 2 ms: a thread would cost a short text more than that."""
+
 
 class Predictor(BasePredictor):
     """Embeds text and images with OpenAI's CLIP ViT-L/14, or whichever CLIP is published."""
@@ -38,6 +41,9 @@ class Predictor(BasePredictor):
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
+        # cog.yaml sets it for Cog's server, which runs by now; obstore, which would obey it too, may
+        # use every core.
+        os.environ.pop("TOKIO_WORKER_THREADS", None)
         with (
             _no_garbage_collection(),
             weights.pull(
@@ -114,10 +120,10 @@ class Predictor(BasePredictor):
         """
         return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
 
-    # Batches form from what waits, so this bounds memory, not speed. When as many clients as there
-    # were places asked again and again, Cog 0.23.1 answered most of them 409 (32 of both, by
-    # scripts/bench.py http): hence twice as many as the 32 that clients should keep busy. Cog reads
-    # the number when an image is built; COG_MAX_CONCURRENCY overrides it.
+    # Batches form from what waits, so this bounds memory, not speed. Cog frees a place a little
+    # after its answer has left, so as many clients as there are places meet 409 again and again:
+    # hence twice as many as the 32 that clients should keep busy. Cog reads the number when an image
+    # is built; COG_MAX_CONCURRENCY overrides it.
     @concurrent(max=64)
     async def predict(
         self,
@@ -155,7 +161,10 @@ class Predictor(BasePredictor):
             self.record_metric("image_width", pixels.width)
             self.record_metric("image_height", pixels.height)
         elif text:
-            tokens = await self._off_loop(self._tokenizer.tokenize, text)
+            if len(text) <= SHORT_TEXT:
+                tokens = self._tokenizer.tokenize(text)
+            else:
+                tokens = await self._off_loop(self._tokenizer.tokenize, text)
             prepared = time.perf_counter()
             done = await self._batcher.submit(self._texts, tokens)
             self.record_metric("tokens", len(tokens.ids))

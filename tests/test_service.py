@@ -6,6 +6,7 @@ import asyncio
 import base64
 import concurrent.futures
 import functools
+import http.client
 import http.server
 import importlib.metadata
 import inspect
@@ -442,6 +443,30 @@ def test_beyond_the_limit_is_refused_at_once_and_then_served(tiny_model: Path) -
         assert answers.count(200) >= 4
         assert server.health()["status"] == "READY"
         assert server.predict(text="a red bicycle")["status"] == "succeeded"
+
+
+def test_within_the_limit_nobody_is_refused(tiny_model: Path) -> None:
+    """Thirty-two clients that ask again and again: with two threads in Cog's server, some were
+    answered 409 with places free (cog.yaml)."""
+    each, clients = 100, 32
+    body = json.dumps({"input": {"text": "a bicycle"}})
+    headers = {"Content-Type": "application/json"}
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}) as server:
+        server.wait_ready()
+
+        def client(_: int) -> list[int]:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            statuses = []
+            for _ in range(each):
+                connection.request("POST", "/predictions", body, headers)
+                answer = connection.getresponse()
+                answer.read()
+                statuses.append(answer.status)
+            return statuses
+
+        with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+            statuses = [status for some in pool.map(client, range(clients)) for status in some]
+    assert statuses.count(200) == len(statuses) == each * clients
 
 
 def test_a_worker_that_is_killed_is_not_ready(tiny_model: Path) -> None:

@@ -125,14 +125,11 @@ def _bare(port: int, bodies: list[str]) -> float:
                 body = waiting.get_nowait()
             except queue.Empty:
                 return
-            while True:  # 409: the place of the request before is not free yet
-                connection.request(
-                    "POST", "/predictions", body, {"Content-Type": "application/json"}
-                )
-                response = connection.getresponse()
-                response.read()
-                if response.status == 200:
-                    break
+            connection.request("POST", "/predictions", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+            if response.status != 200:
+                raise RuntimeError(f"the service answered {response.status}: {answer[:200]!r}")
 
     threads = [threading.Thread(target=send) for _ in range(IN_FLIGHT)]
     begin = time.perf_counter()
