@@ -41,8 +41,8 @@ class Predictor(BasePredictor):
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         clock = _Clock()
-        # cog.yaml sets it for Cog's server, which runs by now; obstore, which would obey it too, may
-        # use every core.
+        # cog.yaml sets it for Cog's server, which runs by now; obstore, which would obey it too,
+        # may use every core.
         os.environ.pop("TOKIO_WORKER_THREADS", None)
         with (
             _no_garbage_collection(),
@@ -122,8 +122,8 @@ class Predictor(BasePredictor):
 
     # Batches form from what waits, so this bounds memory, not speed. Cog frees a place a little
     # after its answer has left, so as many clients as there are places meet 409 again and again:
-    # hence twice as many as the 32 that clients should keep busy. Cog reads the number when an image
-    # is built; COG_MAX_CONCURRENCY overrides it.
+    # hence twice as many as the 32 that clients should keep busy. Cog reads the number when an
+    # image is built; COG_MAX_CONCURRENCY overrides it.
     @concurrent(max=64)
     async def predict(
         self,

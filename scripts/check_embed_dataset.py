@@ -164,15 +164,10 @@ def largest_difference(
 
     def one(item: tuple[str, dict[str, str]]) -> float:
         identity, request = item
-        for _ in range(100):
-            try:
-                answer = server.predict(**request)
-                break
-            except urllib.error.HTTPError as error:
-                answer = json.load(error)
-                if error.code != 409:  # busy: Cog takes no more just now
-                    break
-                time.sleep(0.05)
+        try:
+            answer = server.predict(**request)
+        except urllib.error.HTTPError as error:
+            answer = json.load(error)
         vector, error_text = rows[identity]
         if answer.get("status") == "succeeded":
             must(vector is not None, f"{identity}: {error_text}, and the service embeds it")

@@ -34,8 +34,9 @@ def contender(name: str, folder: Path) -> Mapping[str, Callable[[], float]]:
         }
     transform = open_clip.image_transform(224, is_train=False)
     batch = torch.stack([transform(Image.open(photo)) for photo in PHOTOS])
-    if name == "open_clip":
-        theirs, _ = model.with_open_clip(folder)
+    if name in ("open_clip", "clip"):
+        load = model.with_open_clip if name == "open_clip" else model.with_openai
+        theirs, _ = load(folder)
         return {"batch": lambda: per_second(BATCH, lambda: theirs.encode_image(batch))}
     theirs, _ = model.with_transformers(folder)
     return {
@@ -52,12 +53,13 @@ def run(runs: int) -> tuple[str, list[Figure]]:
             return stack.enter_context(Contender("image", name, folder, as_in_image))
 
         ours, tuned = start("ours", True), start("open_clip", True)
-        open_clips, transformers = start("open_clip"), start("transformers")
+        open_clips, openais, transformers = start("open_clip"), start("clip"), start("transformers")
         figures = in_turn(
             {
                 "this service": lambda: ours.ask("batch"),
                 "open_clip": lambda: open_clips.ask("batch"),
                 "open_clip, with this service's memory settings": lambda: tuned.ask("batch"),
+                "OpenAI's clip": lambda: openais.ask("batch"),
                 "transformers": lambda: transformers.ask("batch"),
                 "this service, one at a time": lambda: ours.ask("single"),
             },

@@ -43,6 +43,7 @@ def files() -> Iterator[Path]:
         publish_weights.publish(model, publish_weights.Directory(str(folder / "ours")))
         (folder / "open_clip").mkdir()
         convert.write_open_clip(folder / "open_clip", model.tensors)
+        convert.write_openai(folder / "openai.pt", model.tensors)
         (folder / "transformers").mkdir()
         config = ClipConfig.from_open_clip(model.config["model_cfg"])
         convert.write_transformers(folder / "transformers", config, model.tensors)
@@ -67,6 +68,15 @@ def with_open_clip(folder: Path) -> tuple[Any, Any]:
         OPEN_CLIP_NAME, pretrained=str(folder / "open_clip" / "open_clip_model.safetensors")
     )
     return model.eval(), open_clip.get_tokenizer(OPEN_CLIP_NAME)
+
+
+def with_openai(folder: Path) -> tuple[Any, Any]:
+    """The network and the `tokenize` of OpenAI's `clip`, which warns when it is imported."""
+    import clip
+
+    torch.set_num_threads(usable_cpus())
+    model, _ = clip.load(str(folder / "openai.pt"), device="cpu")
+    return model, clip.tokenize
 
 
 def with_transformers(folder: Path) -> tuple[Any, Any]:

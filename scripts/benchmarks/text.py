@@ -29,8 +29,9 @@ def contender(name: str, folder: Path) -> Mapping[str, Callable[[], float]]:
         def encode(texts: list[str]) -> object:
             return embedder.embed_texts([tokenizer.tokenize(text) for text in texts])
 
-    elif name == "open_clip":
-        theirs, tokenizer_of_theirs = model.with_open_clip(folder)
+    elif name in ("open_clip", "clip"):
+        load = model.with_open_clip if name == "open_clip" else model.with_openai
+        theirs, tokenizer_of_theirs = load(folder)
 
         def encode(texts: list[str]) -> object:
             return theirs.encode_text(tokenizer_of_theirs(texts))
@@ -55,14 +56,15 @@ def run(runs: int) -> tuple[str, list[Figure]]:
     """Everything `bench.py text` prints, and its figures."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(model.files())
-        ours, open_clips, transformers = (
+        ours, open_clips, openais, transformers = (
             stack.enter_context(Contender("text", name, folder, name == "ours"))
-            for name in ("ours", "open_clip", "transformers")
+            for name in ("ours", "open_clip", "clip", "transformers")
         )
         figures = in_turn(
             {
                 "this service": lambda: ours.ask("batches"),
                 "open_clip": lambda: open_clips.ask("batches"),
+                "OpenAI's clip": lambda: openais.ask("batches"),
                 "transformers": lambda: transformers.ask("batches"),
                 "this service, one at a time": lambda: ours.ask("single"),
             },

@@ -23,6 +23,11 @@ def write_open_clip(directory: Path, loaded: Tensors) -> None:
     safetensors.torch.save_file(half, directory / "open_clip_model.safetensors")
 
 
+def write_openai(file: Path, loaded: Tensors) -> None:
+    """A state dict for OpenAI's `clip.load`, float16 as its release is."""
+    torch.save({name: tensor.half().contiguous() for name, tensor in loaded.items()}, file)
+
+
 def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> None:
     """A directory for transformers' from_pretrained, float32 as OpenAI's release there is."""
     transformers_model(config, loaded).save_pretrained(directory)
