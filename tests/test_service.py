@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import json
 import math
+import os
 import queue
 import sys
 import threading
@@ -365,6 +366,36 @@ def test_awaited_directly_it_is_a_plain_list(
     assert np.array_equal(np.float32(vector), np.float32(served))
     with pytest.raises(NoInputError):
         asyncio.run(predictor.predict(text=None, image=None))
+
+
+def test_a_long_text_is_tokenized_off_the_loop(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long text takes tenths of a second, in which the event loop serves others; for a short one
+    a thread would cost more than it spares."""
+    monkeypatch.setenv("CLIP_WEIGHTS", str(tiny_model))
+    predictor = predict.Predictor()
+    predictor.setup()
+    tokenize, threads = predictor._tokenizer.tokenize, []
+
+    def watched(text: str) -> Any:
+        threads.append(threading.current_thread())
+        return tokenize(text)
+
+    monkeypatch.setattr(predictor._tokenizer, "tokenize", watched)
+    for text in ("a bicycle", "a bicycle " * predict.SHORT_TEXT):
+        asyncio.run(predictor.predict(text=text, image=None))
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+
+
+def test_what_is_set_for_the_server_does_not_slow_the_pull(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cog.yaml gives Cog's server one thread; obstore, in the worker, may have as many as cores."""
+    monkeypatch.setenv("CLIP_WEIGHTS", str(tiny_model))
+    monkeypatch.setenv("TOKIO_WORKER_THREADS", "1")
+    predict.Predictor().setup()
+    assert "TOKIO_WORKER_THREADS" not in os.environ
 
 
 def test_health_goes_from_starting_to_ready(tiny_model: Path) -> None:
