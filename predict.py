@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import coglet
-from cog import BasePredictor, Input, Path, concurrent
+from cog import BasePredictor, Input, Path, URLPath, concurrent
 
 import weights
 from clip_embed import cpus, errors, host_memory, lean_torch, leftovers, manifest
@@ -96,6 +96,7 @@ class Predictor(BasePredictor):
         self._prepare_image = image.prepare
         self._max_pixels = image.max_pixels(os.environ.get("CLIP_MAX_IMAGE_PIXELS"))
         if coglet.server.active:
+            _fetch_without_a_thread()
             self._temporary = leftovers.own_directory()
             self._leftovers = leftovers.Leftovers(self._temporary.name)
         self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
@@ -189,6 +190,24 @@ class Predictor(BasePredictor):
         """Run `function` in a thread, so that others' requests go on meanwhile."""
         call = functools.partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _fetch_without_a_thread() -> None:
+    """Have Cog fetch an image in the thread that prepares the input, and start no other for it.
+
+    When a client hangs up meanwhile, Cog 0.23.1 raises an exception in the preparing thread, by its
+    ident. CPython 3.11 lets a thread that has not begun to run go by the ident of the one that
+    starts it: then the new thread dies of the exception, the other waits for its start for ever,
+    and holds the lock that every executor of the process needs. After some 700 clients that had
+    hung up, nobody was answered any more.
+    """
+    validate = Path.validate
+
+    def fetched(value: object) -> object:
+        path = validate(value)
+        return path.convert() if isinstance(path, URLPath) else path
+
+    Path.validate = staticmethod(fetched)
 
 
 def _gpu_is_likely() -> bool:
