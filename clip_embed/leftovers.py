@@ -1,10 +1,10 @@
-"""The copies of images that Cog makes for a prediction, and forgets when a client hangs up.
+"""The copies of images that Cog makes for a prediction, and does not always remove.
 
-Cog 0.23 writes an image that arrives as a data: URI to a temporary file, and removes it when the
-prediction has ended; that of one cancelled before it began, or while it waits, may stay. A service
-with impatient clients would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.) What it has
-written of a URL when the download fails stays, too, under a name that ends as the URL does. So this
-process makes its temporary files in a directory of its own, where whatever is old may go.
+Cog 0.23 writes an image that arrives as a URI to a temporary file. predict.py has it removed once
+it is read; that of a prediction cancelled before it began stays. A service with impatient clients
+would fill its disk. (Seen on 0.23.1, by `scripts/soak.py`.) What Cog has written of a URL when the
+download fails stays, too, under a name that ends as the URL does. So this process makes its
+temporary files in a directory of its own, where whatever is old may go.
 """
 
 from __future__ import annotations
