@@ -22,10 +22,13 @@ import coglet
 from cog import BasePredictor, Input, Path, URLPath, concurrent
 
 import weights
-from clip_embed import cpus, errors, host_memory, lean_torch, leftovers, manifest
+from clip_embed import cpus, errors, host_memory, lean_torch, leftovers, manifest, proxies
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+FETCHERS = 64
+"""Images fetched at once, as many as there are places: a slow web server holds up only one."""
 
 SHORT_TEXT = 1000
 """Characters that are tokenized in 0.1 to 2 ms: a thread would cost a short text more than that."""
@@ -96,7 +99,7 @@ class Predictor(BasePredictor):
         self._prepare_image = image.prepare
         self._max_pixels = image.max_pixels(os.environ.get("CLIP_MAX_IMAGE_PIXELS"))
         if coglet.server.active:
-            _fetch_without_a_thread()
+            _fetch_by_proxy()
             self._temporary = leftovers.own_directory()
             self._leftovers = leftovers.Leftovers(self._temporary.name)
         self._threads = ThreadPoolExecutor(cpus.usable_cpus(), thread_name_prefix="prepare")
@@ -192,22 +195,19 @@ class Predictor(BasePredictor):
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
-def _fetch_without_a_thread() -> None:
-    """Have Cog fetch an image in the thread that prepares the input, and start no other for it.
+def _fetch_by_proxy() -> None:
+    """Have Cog's preparation of inputs leave the fetching of images to threads of ours.
 
-    When a client hangs up meanwhile, Cog 0.23.1 raises an exception in the preparing thread, by its
-    ident. CPython 3.11 lets a thread that has not begun to run go by the ident of the one that
-    starts it: then the new thread dies of the exception, the other waits for its start for ever,
-    and holds the lock that every executor of the process needs. After some 700 clients that had
-    hung up, nobody was answered any more.
+    It would start a thread for each, in one that it interrupts when the client hangs up: after some
+    700 of those the service answered nobody any more (clip_embed/proxies.py).
     """
-    validate = Path.validate
+    validate, helpers = Path.validate, proxies.Proxies(FETCHERS)
 
-    def fetched(value: object) -> object:
+    def fetch(value: object) -> object:
         path = validate(value)
         return path.convert() if isinstance(path, URLPath) else path
 
-    Path.validate = staticmethod(fetched)
+    Path.validate = staticmethod(lambda value: helpers.call(fetch, value))
 
 
 def _gpu_is_likely() -> bool:

@@ -34,6 +34,7 @@ from local_server import CACHE, ROOT, CogServer
 
 IN_FLIGHT = 32
 LIMIT_MEGABYTES = 50
+IDLE_SECONDS = 12  # Tokio's threads end after ten without work
 TOLERANCE = 2e-5
 MODEL = ROOT / "tests" / "tiny.json"
 
@@ -161,10 +162,11 @@ def main() -> None:
             assert server.process is not None
             [worker] = psutil.Process(server.process.pid).children()
             asyncio.run(soak(server, max(count // 10, 500)))  # to warm up
+            time.sleep(IDLE_SECONDS)
             before, begin = footprint(worker), time.perf_counter()
             outcomes, wrong = asyncio.run(soak(server, count))
             seconds = time.perf_counter() - begin
-            time.sleep(2)
+            time.sleep(IDLE_SECONDS)
             after = footprint(worker)
             forgotten = temporary_files(server)
             # What Cog forgets is removed with the next image after some minutes: as if they were
