@@ -236,8 +236,9 @@ def _table(
             statistics.median(getattr(load, field) for load in each)
             for field in ("p50", "p95", "p99")
         )
-        better = f"{figure.ratio_to(mine):.2f}×" if figure.median else "it answered none"
-        better = "" if figure is mine else better
+        better = ""
+        if figure is not mine:
+            better = f"{figure.ratio_to(mine):.2f}×" if figure.median else "it answered none"
         rows.append(
             f"| {name} | {figure.median:,.1f} | {p50:,.0f} | {p95:,.0f} | {p99:,.0f}"
             f" | {sum(load.refused for load in each)} | {sum(load.broken for load in each)}"
