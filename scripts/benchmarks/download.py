@@ -31,6 +31,7 @@ from local_server import CACHE, free_port
 CONNECTION_RATE = 50_000_000  # bytes/s
 MEMORY = "/dev/shm"
 STREAMS = (4, 8, 16)
+PAIRS_PER_RUN = 16  # of a verified and an unverified pull
 SWEEP_STREAMS = (1, 2, 4, 8, 16, 32)
 SWEEP_MEBIBYTES = (1, 4, 8, 16, 32)
 
@@ -150,9 +151,10 @@ def _from_bucket(url: str, directory: Path) -> dict[str, Callable[[], float]]:
 
 def _verification(runs: int) -> list[Figure]:
     """Verified and unverified pulls in pairs, each first in every other pair, so that neither gains
-    from memory the other has touched, nor from a drift of the machine."""
+    from memory the other has touched, nor from a drift of the machine. Many pairs: a pull's time
+    moves by a tenth here, and what is sought is a difference of less."""
     values: dict[Callable[[str], float], list[float]] = {ours: [], unverified: []}
-    for turn in range(4 * runs):
+    for turn in range(PAIRS_PER_RUN * runs):
         warm_memory()
         for pull in (ours, unverified) if turn % 2 else (unverified, ours):
             values[pull].append(pull(PREFIX))
