@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import statistics
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import DEVNULL
@@ -26,6 +27,7 @@ import publish_weights
 import weights
 from benchmarks.bucket import PREFIX, filled_bucket
 from benchmarks.report import Figure, in_turn, table, warm_memory
+from clip_embed.manifest import SHARD_SUFFIX
 from local_server import CACHE, free_port
 
 CONNECTION_RATE = 50_000_000  # bytes/s
@@ -92,7 +94,7 @@ def run(runs: int) -> tuple[str, list[Figure]]:
         ]
         limited = _limited(Path(directory), runs)
     if limited:
-        (line, _), (unverified_line, _) = limited[-2:]
+        (line, _), (unverified_line, _) = limited[len(STREAMS) - 1 : len(STREAMS) + 1]
         cost = 1 - line.median / unverified_line.median
         parts.append(
             f"On a line of {STREAMS[-1]} × 50 MB/s verification costs {max(cost, 0):.1%} of it."
@@ -112,9 +114,14 @@ def _from_bucket(url: str, directory: Path) -> dict[str, Callable[[], float]]:
     blob.reload()
     megabytes = blob.size / 1e6
     file = str(directory / "downloaded")
-    thrown_away = directory / "curl.conf"
-    thrown_away.write_text(_curl_config(url, client, None))
-    kept = directory / "curl-kept.conf"
+    prefix = PREFIX.removeprefix("gs://models/")
+    shards = {
+        f"{url}/models/{found.name}": found.size
+        for found in client.list_blobs("models", prefix=prefix)
+        if found.name.endswith(SHARD_SUFFIX)
+    }
+    thrown_away, kept = directory / "curl.conf", directory / "curl-kept.conf"
+    thrown_away.write_text(_curl_config(shards, None))
 
     def manager(kind: str) -> float:
         return timed(
@@ -129,22 +136,19 @@ def _from_bucket(url: str, directory: Path) -> dict[str, Callable[[], float]]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    def curl(config: Path) -> float:
-        command = ["curl", "--silent", "--fail", "--parallel", "--parallel-immediate"]
-        command += ["--parallel-max", str(weights.STREAMS), "--config", str(config)]
-        return timed(megabytes, lambda: subprocess.run(command, check=True, stderr=DEVNULL))
-
     def curl_into_memory() -> float:
         with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-            kept.write_text(_curl_config(url, client, Path(folder)))
-            return curl(kept)
+            kept.write_text(_curl_config(shards, Path(folder)))
+            return _curl(kept, sum(shards.values()))
 
     return {
         "this service": lambda: ours(PREFIX),
         "transfer_manager, processes": lambda: manager(transfer_manager.PROCESS),
         "transfer_manager, threads": lambda: manager(transfer_manager.THREAD),
         "gcsfs cat_ranges (64 MiB of it)": some_ranges,
-        "curl --parallel, the same ranges, thrown away": lambda: curl(thrown_away),
+        "curl --parallel, the same ranges, thrown away": lambda: _curl(
+            thrown_away, sum(shards.values())
+        ),
         "curl --parallel, the same ranges, kept in memory": curl_into_memory,
     }
 
@@ -196,38 +200,63 @@ def _sweep(url: str, runs: int) -> str:
     return "\n".join([head, rule, *rows])
 
 
-def _curl_config(url: str, client: storage.Client, folder: Path | None) -> str:
-    """curl's configuration: every block of every shard of ours, into files of `folder`, or thrown
-    away."""
+def _curl_config(shards: Mapping[str, int], folder: Path | None) -> str:
+    """curl's configuration: every block of every shard, into files of `folder`, or thrown away.
+
+    shards: bytes by URL.
+    """
     lines: list[str] = []
-    for blob in client.list_blobs("models", prefix=PREFIX.removeprefix("gs://models/")):
-        if blob.name.endswith(".safetensors"):
-            for start in range(0, blob.size, weights.BLOCK_SIZE):
-                end = min(start + weights.BLOCK_SIZE, blob.size) - 1
-                lines += [f'url = "{url}/models/{blob.name}"', f'range = "{start}-{end}"']
-                output = folder / str(len(lines)) if folder else os.devnull
-                lines += [f'output = "{output}"', "next"]  # `next`: a range for each URL
+    for url, size in shards.items():
+        for start in range(0, size, weights.BLOCK_SIZE):
+            end = min(start + weights.BLOCK_SIZE, size) - 1
+            lines += [f'url = "{url}"', f'range = "{start}-{end}"']
+            output = folder / str(len(lines)) if folder else os.devnull
+            lines += [f'output = "{output}"', "next"]  # `next`: a range for each URL
     return "\n".join(lines[:-1]) + "\n"
 
 
+def _curl(config: Path, size: int, streams: int = weights.STREAMS) -> float:
+    command = ["curl", "--silent", "--fail", "--parallel", "--parallel-immediate"]
+    command += ["--parallel-max", str(streams), "--config", str(config)]
+    return timed(size / 1e6, lambda: subprocess.run(command, check=True, stderr=DEVNULL))
+
+
 def _limited(directory: Path, runs: int) -> list[tuple[Figure, float]]:
-    """Rates from nginx with N streams, beside what N limited connections can bring."""
+    """Rates from nginx with N streams, beside what N limited connections can bring: ours in the
+    order of STREAMS, the last of them unverified, then curl's."""
     if shutil.which("nginx") is None:
         print("  nginx is not installed: the scaling with streams is not measured")
         return []
     model = publish_weights.read_model("random:0", publish_weights.DEFAULT_MODEL)
     publish_weights.publish(model, publish_weights.Directory(str(directory / "web")))
     del model
+    config = directory / "curl-limited.conf"
     with nginx(directory, CONNECTION_RATE) as location:
-        what = {
-            f"{streams} streams": lambda streams=streams: ours(location, streams)
+        shards = {
+            f"{location}/{path.name}": path.stat().st_size
+            for path in (directory / "web").glob(f"*{SHARD_SUFFIX}")
+        }
+        config.write_text(_curl_config(shards, None))
+        what: dict[str, tuple[int, Callable[[int], float]]] = {
+            f"{streams} streams": (streams, lambda streams: ours(location, streams))
             for streams in STREAMS
         }
-        what[f"{STREAMS[-1]} streams, unverified"] = lambda: unverified(location, STREAMS[-1])
-        figures = in_turn(what, runs, "MB/s", more_is_better=True)
+        most = STREAMS[-1]
+        what[f"{most} streams, unverified"] = most, lambda streams: unverified(location, streams)
+        for streams in STREAMS:
+            what[f"{streams} of curl's, the same ranges"] = (
+                streams,
+                lambda streams: _curl(config, sum(shards.values()), streams),
+            )
+        figures = in_turn(
+            {name: functools.partial(call, streams) for name, (streams, call) in what.items()},
+            runs,
+            "MB/s",
+            more_is_better=True,
+        )
     return [
         (figure, streams * CONNECTION_RATE / 1e6)
-        for figure, streams in zip(figures, (*STREAMS, STREAMS[-1]), strict=True)
+        for figure, (streams, _) in zip(figures, what.values(), strict=True)
     ]
 
 
@@ -238,7 +267,7 @@ def nginx(directory: Path, rate: int) -> Iterator[str]:
     config = directory / "nginx.conf"
     config.write_text(
         f"""
-        daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr crit;
+        daemon off; worker_processes auto; pid {directory}/nginx.pid; error_log stderr crit;
         user {os.environ.get("USER", "root")};
         events {{ worker_connections 256; }}
         http {{
