@@ -33,6 +33,10 @@ FETCHERS = 64
 SHORT_TEXT = 1000
 """Characters that are tokenized in 0.1 to 2 ms: a thread would cost a short text more than that."""
 
+HEALTH_SECONDS = 1.0
+"""What a health check found is the answer for so long: many probes cost no more than one, and the
+first after set-up, which has just embedded the same, costs nothing."""
+
 
 class Predictor(BasePredictor):
     """Embeds text and images with OpenAI's CLIP ViT-L/14, or whichever CLIP is published."""
@@ -90,6 +94,7 @@ class Predictor(BasePredictor):
             clock.lap("load")
             self._batcher = batching.Batcher()
             self._batcher.run(self._embedder.warm_up)
+            self._healthy, self._checked = True, time.monotonic()
             clock.lap("warm up")
         # A batch at most: on a CPU one or two seconds of work, since larger ones are hardly faster
         # and hold up whoever comes next. Those of a GPU are chosen, not measured.
@@ -120,9 +125,12 @@ class Predictor(BasePredictor):
     async def healthcheck(self) -> bool:
         """Cog asks for /health-check: does the network still say what it said at set-up?
 
-        It runs after the batch that is running now, before all that wait.
+        A check runs after the batch that is running now, before all that wait.
         """
-        return await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
+        if time.monotonic() - self._checked > HEALTH_SECONDS:
+            self._healthy = await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
+            self._checked = time.monotonic()
+        return self._healthy
 
     # Batches form from what waits, so this bounds memory, not speed. Cog frees a place a little
     # after its answer has left, so as many clients as there are places meet 409 again and again:

@@ -470,6 +470,22 @@ def test_a_network_left_alone_is_healthy(tiny_model: Path) -> None:
         assert [server.wait()["status"], server.health()["status"]] == ["READY", "READY"]
 
 
+def test_what_a_health_check_found_holds_for_a_while(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set-up is a check; until what one found is too old, good or bad, there is no other."""
+    monkeypatch.setenv("CLIP_WEIGHTS", str(tiny_model))
+    predictor = predict.Predictor()
+    predictor.setup()
+    findings = [False, True]
+    monkeypatch.setattr(predictor._embedder, "is_healthy", lambda: findings.pop(0))
+    answers = []
+    for holds in (60, -1, 60, -1):
+        monkeypatch.setattr(predict, "HEALTH_SECONDS", holds)
+        answers.append(asyncio.run(predictor.healthcheck()))
+    assert answers == [True, False, False, True]
+
+
 def test_beyond_the_limit_is_refused_at_once_and_then_served(tiny_model: Path) -> None:
     """Of many at once, those beyond the limit are answered 409; afterwards all is as before."""
     with CogServer({"CLIP_WEIGHTS": str(tiny_model), "COG_MAX_CONCURRENCY": "4"}) as server:

@@ -18,3 +18,4 @@ class Predictor(predict.Predictor):
             weight.data[0, 0] = float("nan")
         elif value == "wrong":
             weight.data.copy_(weight.data.flip(0))
+        self._checked -= predict.HEALTH_SECONDS  # as if set-up were over for some time
