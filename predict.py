@@ -34,8 +34,8 @@ SHORT_TEXT = 1000
 """Characters that are tokenized in 0.1 to 2 ms: a thread would cost a short text more than that."""
 
 HEALTH_SECONDS = 1.0
-"""What a health check found is the answer for so long: many probes cost no more than one, and the
-first after set-up, which has just embedded the same, costs nothing."""
+"""What a health check found is the answer for so long: set-up has just embedded the same, so the
+first look after it costs nothing. Looks that come while a check runs each make one of their own."""
 
 
 class Predictor(BasePredictor):
