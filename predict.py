@@ -59,7 +59,8 @@ class Predictor(BasePredictor):
             ThreadPoolExecutor(1, thread_name_prefix="load") as loader,
         ):
             memory = host_memory.HostMemory()
-            if not _gpu_is_likely():
+            gpu_is_likely = _gpu_is_likely()
+            if not gpu_is_likely:
                 memory.prepare(pull.wait_landed)
             # Imported here, not above: the pull is on its way meanwhile. torch takes seconds, in
             # which a core has time for the tokenizer.
@@ -74,6 +75,8 @@ class Predictor(BasePredictor):
                 return tokenizer
 
             tokenizer = loader.submit(read_tokenizer)
+            if not gpu_is_likely:
+                lean_torch.load_libraries()
             lean_torch.import_torch()
             import torch
 

@@ -1,11 +1,15 @@
-"""torch without its part for tracing."""
+"""torch without its part for tracing, its libraries loaded while other threads run."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 from conftest import ROOT
 
-LEAN = "from clip_embed import lean_torch; lean_torch.import_torch(); import torch;"
+LEAN = (
+    "from clip_embed import lean_torch; lean_torch.load_libraries(); lean_torch.import_torch();"
+    "import torch;"
+)
 
 
 def output(code: str) -> str:
@@ -59,3 +63,36 @@ def test_where_torch_is_there_nothing_changes() -> None:
     """A process that has torch keeps all of it."""
     code = "import torch; before = torch._meta_registrations;"
     assert output(code + LEAN + "print(torch._meta_registrations is before)") == "True"
+
+
+def test_others_run_while_the_libraries_load() -> None:
+    """Loading them takes 0.3 s, in which another thread runs Python again and again; then they are
+    there, and torch is not."""
+    code = """
+import sys, threading, time
+from clip_embed import lean_torch
+ticks, over = [], threading.Event()
+def tick():
+    while not over.wait(0.001):
+        ticks.append(time.perf_counter())
+thread = threading.Thread(target=tick)
+thread.start()
+begin = time.perf_counter()
+lean_torch.load_libraries()
+end = time.perf_counter()
+over.set()
+thread.join()
+print(sum(begin < tick < end for tick in ticks) >= 20)
+print("libtorch_cpu.so" in open("/proc/self/maps").read(), "torch" in sys.modules)
+"""
+    assert output(code).split() == ["True", "True", "False"]
+
+
+def test_libraries_that_are_missing_are_the_imports_affair(tmp_path: Path) -> None:
+    """A torch whose libraries are not where they should be, and no torch at all, raise nothing."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    code = "import sys; sys.path.insert(0, {!r});{} from clip_embed import lean_torch;"
+    code += "print(lean_torch.load_libraries(), 'libtorch' in open('/proc/self/maps').read())"
+    assert output(code.format(str(tmp_path), "")) == "None False"
+    assert output(code.format(str(tmp_path), "sys.modules['torch'] = None;")) == "None False"

@@ -381,6 +381,36 @@ def test_pulling_returns_at_once(server: RangeServer, url: str, model: Path) -> 
         assert collect(pull) == published(model)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux")
+def test_threads_that_pull_give_way(server: RangeServer, url: str) -> None:
+    """All of them, obstore's too, have the lower priority; the caller keeps its own."""
+
+    def niceness(task: Path) -> int:
+        # After the name, which is in brackets and may hold spaces, it is the 17th field.
+        return int((task / "stat").read_text().rpartition(")")[2].split()[16])
+
+    seen: dict[str, set[int]] = {}
+
+    def look(request: Request, answer: Answer) -> Answer:
+        # Named by Python or by what they run; those of the server are neither.
+        pulling = {thread.native_id for thread in threading.enumerate() if "pull-" in thread.name}
+        for task in Path("/proc/self/task").iterdir():
+            name = (task / "comm").read_text().strip()
+            if int(task.name) in pulling:
+                seen.setdefault("pull", set()).add(niceness(task))
+            elif name.startswith("tokio"):
+                seen.setdefault("tokio", set()).add(niceness(task))
+        return answer
+
+    server.fault = look
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with weights.pull(url) as pull:
+        collect(pull)
+    lower = {own + weights.NICENESS}
+    assert seen == {"pull": lower, "tokio": lower}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
 @pytest.mark.parametrize(
     "ask",
     [
