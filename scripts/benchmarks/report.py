@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import platform
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,12 +71,13 @@ def in_turn(
     what: Mapping[str, Callable[[], float]], runs: int, unit: str, more_is_better: bool = False
 ) -> list[Figure]:
     """Run everything once to warm up, then `runs` times in turn, so that a machine whose speed
-    drifts drifts under all alike; memory is warmed before each."""
+    drifts drifts under all alike; memory is warmed before each. Every turn has an order of its own,
+    the same in every process: what ran just before is felt."""
     values: dict[str, list[float]] = {name: [] for name in what}
     for turn in range(runs + 1):
-        for name, call in what.items():
+        for name in random.Random(turn).sample(list(what), len(what)):
             warm_memory()
-            value = call()
+            value = what[name]()
             print(f"  {'warm-up' if not turn else f'run {turn}':<8} {name}: {value:,.2f} {unit}")
             if turn:
                 values[name].append(value)
