@@ -27,14 +27,15 @@ class HostMemory:
         self._reserve: mmap.mmap | None = None
         self._size = 0
         self._taken = 0
+        self._too_late = False
 
     def prepare(self, stored_bytes: Callable[[], int]) -> None:
         """Set memory aside in the background, as soon as `stored_bytes` returns.
 
         stored_bytes: waits until the weights have arrived, and returns their size as stored. They
         take at least that and at most twice that as float32, so that much is made ready and twice
-        that is set aside. Only a matter of speed: if it raises, or the kernel cannot do this, then
-        `take` allocates as it is asked.
+        that is set aside. Only a matter of speed: if it raises, or the kernel cannot do this, or
+        pieces are taken already, then `take` allocates as it is asked.
         """
         threading.Thread(
             target=self._prepare, args=(stored_bytes,), name="host-memory", daemon=True
@@ -47,6 +48,8 @@ class HostMemory:
             if self._reserve is not None and begin + size <= self._size:
                 self._taken = begin + size
                 return memoryview(self._reserve)[begin : begin + size]
+            # Weights have their place now: more would lie idle for as long as the service runs.
+            self._too_late = True
         return memoryview(_huge_pages(size))[:size]
 
     def _prepare(self, stored_bytes: Callable[[], int]) -> None:
@@ -54,6 +57,8 @@ class HostMemory:
             stored = stored_bytes()
             reserve = _huge_pages(2 * stored)
             with self._lock:
+                if self._too_late:
+                    return
                 self._reserve, self._size = reserve, 2 * stored
             _populate(reserve, stored)
         except Exception as error:  # whatever it is, the pull itself tells who is waiting for it

@@ -65,6 +65,18 @@ def test_as_much_as_is_stored_is_resident_before_it_is_touched() -> None:
     assert len(memory.take(1)) == 1
 
 
+def test_what_comes_too_late_is_not_set_aside() -> None:
+    """Weights that found their place while others were still arriving get no second one."""
+    memory, landed = HostMemory(), threading.Event()
+    memory.prepare(lambda: landed.wait() * 64 * MEBIBYTE)
+    first = memory.take(4 * MEBIBYTE)
+    before = _resident()
+    landed.set()
+    wait_until(lambda: all(t.name != "host-memory" for t in threading.enumerate()))
+    assert _resident() - before < 16 * MEBIBYTE
+    assert memory.take(4 * MEBIBYTE).obj is not first.obj
+
+
 def test_a_pull_that_fails_leaves_memory_usable(capfd: pytest.CaptureFixture[str]) -> None:
     """The error reaches who waits for the weights, not the terminal of a background thread."""
     with weights.pull(None) as pull:
