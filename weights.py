@@ -7,6 +7,7 @@ asks for one block, or at the end for a part of one; every block is verified bef
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -71,9 +72,9 @@ PULL_SECONDS = 600.0
 """A pull that takes longer is given up, though blocks still trickle in."""
 
 NICENESS = 10
-"""Of the threads that pull. Where cores are few they give way to the import of torch, which a start
-waits for longest: on two cores READY came a tenth sooner for it. 5 brought half of that, and with
-19 the pull was what a start waited for."""
+"""Added to that of the threads that pull. Where cores are few they give way to the import of torch,
+which a start waits for longest: on two cores READY came a tenth sooner for it. 5 brought half of
+that, and with 19 the pull was what a start waited for."""
 
 
 @dataclass
@@ -274,7 +275,8 @@ class Pull:
     def _begin(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process's
             # The workers and obstore's threads are started from here, and inherit it.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            with contextlib.suppress(OSError):  # a sandbox may forbid it
+                os.nice(NICENESS)
         try:
             self._source, manifest = self._read_manifest(open_source(self._location))
             self.stats.manifest_seconds = self._seconds()

@@ -4,6 +4,7 @@ cannot, one error says which object, why, and what to do."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -381,34 +382,61 @@ def test_pulling_returns_at_once(server: RangeServer, url: str, model: Path) -> 
         assert collect(pull) == published(model)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux")
+def test_where_priorities_may_not_be_changed_it_pulls_as_ever(
+    url: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was only a matter of speed."""
+
+    def refuse(increment: int) -> int:
+        raise PermissionError("nice")
+
+    monkeypatch.setattr(os, "nice", refuse)
+    with weights.pull(url) as pull:
+        assert collect(pull) == published(model)
+
+
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="a thread has a priority of its own on Linux"
+)
+
+
+@on_linux
 def test_threads_that_pull_give_way(server: RangeServer, url: str) -> None:
-    """All of them, obstore's too, have the lower priority; the caller keeps its own."""
-
-    def niceness(task: Path) -> int:
-        # After the name, which is in brackets and may hold spaces, it is the 17th field.
-        return int((task / "stat").read_text().rpartition(")")[2].split()[16])
-
-    seen: dict[str, set[int]] = {}
+    """All have the lower priority; the caller keeps its own."""
+    seen, others = set(), set(threading.enumerate())
 
     def look(request: Request, answer: Answer) -> Answer:
-        # Named by Python or by what they run; those of the server are neither.
-        pulling = {thread.native_id for thread in threading.enumerate() if "pull-" in thread.name}
-        for task in Path("/proc/self/task").iterdir():
-            name = (task / "comm").read_text().strip()
-            if int(task.name) in pulling:
-                seen.setdefault("pull", set()).add(niceness(task))
-            elif name.startswith("tokio"):
-                seen.setdefault("tokio", set()).add(niceness(task))
+        for thread in set(threading.enumerate()) - others:
+            if thread.name.startswith("pull-") and thread.native_id:  # None until it runs
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    seen.add(os.getpriority(os.PRIO_PROCESS, thread.native_id))
         return answer
 
     server.fault = look
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     with weights.pull(url) as pull:
         collect(pull)
-    lower = {own + weights.NICENESS}
-    assert seen == {"pull": lower, "tokio": lower}
+    assert seen == {own + weights.NICENESS}
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+@on_linux
+def test_threads_of_obstore_give_way_too(url: str) -> None:
+    """They are started with the first pull of a process, and stay."""
+    code = f"""
+import os, threading
+import weights
+with weights.pull({url!r}) as pull:
+    pull.wait_landed()
+for thread in threading.enumerate()[1:]:
+    thread.join()
+for task in os.listdir("/proc/self/task"):
+    if open(f"/proc/self/task/{{task}}/comm").read().startswith("tokio"):
+        print(os.getpriority(os.PRIO_PROCESS, int(task)) - os.getpriority(os.PRIO_PROCESS, 0))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {str(weights.NICENESS)}
 
 
 @pytest.mark.parametrize(
