@@ -73,8 +73,8 @@ PULL_SECONDS = 600.0
 
 NICENESS = 10
 """Added to that of the threads that pull. Where cores are few they give way to the import of torch,
-which a start waits for longest: on two cores READY came a tenth sooner for it. 5 brought half of
-that, and with 19 the pull was what a start waited for."""
+which a start waits for longest: on two cores READY came a tenth sooner for it. 5 brought less, and
+with 19 the pull was what a start waited for."""
 
 
 @dataclass

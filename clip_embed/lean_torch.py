@@ -5,7 +5,7 @@ torch's decompositions, references and primitives: Python kernels that compute t
 without data, for torch.compile and torch.export. A network that is only run never calls one. That
 is a quarter of the import.
 
-Another quarter is loading a gigabyte of C++ libraries. The import statement does that with the
+Another fifth is loading a gigabyte of C++ libraries. The import statement does that with the
 interpreter's lock held, so that nothing else can run Python meanwhile; `load_libraries` does not.
 """
 

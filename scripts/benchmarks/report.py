@@ -72,7 +72,7 @@ def in_turn(
 ) -> list[Figure]:
     """Run everything once to warm up, then `runs` times in turn, so that a machine whose speed
     drifts drifts under all alike; memory is warmed before each. Every turn has an order of its own,
-    the same in every process: what ran just before is felt."""
+    since what ran just before is felt."""
     values: dict[str, list[float]] = {name: [] for name in what}
     for turn in range(runs + 1):
         for name in random.Random(turn).sample(list(what), len(what)):
