@@ -1,12 +1,11 @@
-"""Predictions that wait together run together.
+"""Dynamic batching: requests that wait for the device run as one batch.
 
-Knows nothing of texts, images or torch: it turns single items, awaited one by one, into calls of a
-function that takes many. Whatever is waiting when the device becomes free goes in one call; nobody
-waits for company, so a lone request is as fast as a direct call.
+When the device is idle, all queued items run as one batch; there is no batching delay, so a lone
+request is as fast as a direct call. Knows nothing of texts, images or torch.
 
-All state lives on the event loop; only the calls themselves run in the one thread that owns the
-device. So there are no locks, and a cancelled request is simply no longer there when its batch is
-drawn or its result arrives.
+All state lives on the event loop, and only the batches themselves run in the one thread that owns
+the device. So there are no locks, and a cancelled request has left the queue by the time its batch
+is formed or its result arrives.
 """
 
 from __future__ import annotations
@@ -24,128 +23,131 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Lane(Generic[Item, Result]):
-    """One kind of work: `call` takes several items and returns one result for each.
+class BatchQueue(Generic[Item, Result]):
+    """One kind of item, batched separately from other kinds.
 
-    cost: of an item, in whatever unit its work is counted. limit: the costs of one batch add up to
-    no more, which bounds both its memory and how long others wait for it; an item that costs more
-    goes alone.
+    run_batch: takes several items, returns one result for each. cost: of an item, in any unit.
+    limit: the largest total cost of a batch, which bounds its memory and its duration. An item that
+    costs more runs alone.
     """
 
-    call: Callable[[Sequence[Item]], Iterable[Result]]
+    run_batch: Callable[[Sequence[Item]], Iterable[Result]]
     limit: int
     cost: Callable[[Item], int]
 
 
 @dataclass(frozen=True)
-class Timed(Generic[Result]):
-    """A result, the seconds its item waited, the seconds its batch ran, and the batch's size."""
+class BatchResult(Generic[Result]):
+    """The result for one item, and the seconds that it waited and that its batch ran."""
 
     result: Result
     queue_seconds: float
     encode_seconds: float
-    batch_size: int
 
 
 @dataclass(eq=False)
-class _Waiting:
-    lane: Lane[Any, Any]
+class _Request:
+    queue: BatchQueue[Any, Any]
     item: Any
-    future: asyncio.Future[Timed[Any]]
-    since: float = field(default_factory=perf_counter)
+    future: asyncio.Future[BatchResult[Any]]
+    submitted: float = field(default_factory=perf_counter)
 
 
 class Batcher:
-    """Feeds one device from many coroutines."""
+    """Runs the batches of all queues, one at a time, in the device's thread."""
 
     def __init__(self) -> None:
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: deque[_Waiting] = deque()
-        self._drainer: asyncio.Task[None] | None = None
+        self._pending: deque[_Request] = deque()
+        self._runner: asyncio.Task[None] | None = None
 
-    async def submit(self, lane: Lane[Item, Result], item: Item) -> Timed[Result]:
-        """Wait until a batch with `item` in it has run; its result, or the exception it raised."""
+    async def submit(self, queue: BatchQueue[Item, Result], item: Item) -> BatchResult[Result]:
+        """Run `item` in the next batch of `queue` and return its result.
+
+        Raises the exception of the batch, if `item` also fails in a batch of its own.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # the first call, or an earlier loop has ended
-            self._loop, self._waiting, self._drainer = loop, deque(), None
-        waiting = _Waiting(lane, item, loop.create_future())
-        self._waiting.append(waiting)
-        if self._drainer is None or self._drainer.done():
-            self._drainer = loop.create_task(self._drain())
-        return await waiting.future
+            self._loop, self._pending, self._runner = loop, deque(), None
+        request = _Request(queue, item, loop.create_future())
+        self._pending.append(request)
+        if self._runner is None or self._runner.done():
+            self._runner = loop.create_task(self._run_pending())
+        return await request.future
 
     def run(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the device's thread and wait for it: for set-up and health checks."""
-        return self._device.submit(call).result()
+        """Run `call` in the device's thread and wait for it, after the batch that runs now."""
+        return self._device_thread.submit(call).result()
 
-    def close(self) -> None:
-        """Let the running batch finish, then end the device's thread."""
-        self._device.shutdown()
-
-    async def _drain(self) -> None:
-        batch: list[_Waiting] = []
+    async def _run_pending(self) -> None:
+        batch: list[_Request] = []
         try:
-            while batch := self._draw():
+            while batch := self._next_batch():
                 await self._run(batch)
         finally:
-            # Reached with waiters left only if this task was cancelled or is broken: nobody may
-            # be left hanging.
-            for waiting in [*batch, *self._waiting]:
-                if not waiting.future.done():
-                    waiting.future.set_exception(RuntimeError("the batch was abandoned; try again"))
-            self._waiting.clear()
+            # Requests are left here only if this task was cancelled or failed: end them, so that
+            # none waits for ever.
+            for request in [*batch, *self._pending]:
+                if not request.future.done():
+                    request.future.set_exception(RuntimeError("the batch was abandoned; try again"))
+            self._pending.clear()
 
-    def _draw(self) -> list[_Waiting]:
-        """Those that have waited longest, of one lane and within its limit."""
-        alive = [waiting for waiting in self._waiting if not waiting.future.done()]
+    def _next_batch(self) -> list[_Request]:
+        """Take the oldest requests of one queue, up to its limit."""
+        alive = [request for request in self._pending if not request.future.done()]
         if not alive:
-            self._waiting.clear()
+            self._pending.clear()
             return []
-        lane = alive[0].lane
-        batch: list[_Waiting] = []
-        left: deque[_Waiting] = deque()
-        room = lane.limit
-        for waiting in alive:
-            if waiting.lane is lane and room > 0:
-                room -= lane.cost(waiting.item)
+        queue = alive[0].queue
+        batch: list[_Request] = []
+        left: deque[_Request] = deque()
+        room = queue.limit
+        for request in alive:
+            if request.queue is queue and room > 0:
+                room -= queue.cost(request.item)
                 if room >= 0 or not batch:
-                    batch.append(waiting)
+                    batch.append(request)
                     continue
-            left.append(waiting)
-        self._waiting = left
+            left.append(request)
+        self._pending = left
         return batch
 
-    async def _run(self, batch: list[_Waiting]) -> None:
-        """Run one batch and give everyone in it a result or an exception."""
+    async def _run(self, batch: list[_Request]) -> None:
+        """Run one batch and complete the futures of its requests."""
         assert self._loop is not None
-        lane = batch[0].lane
         started = perf_counter()
         try:
             results = await self._loop.run_in_executor(
-                self._device, _guarded, lane.call, [waiting.item for waiting in batch]
+                self._device_thread,
+                _call_without_exit,
+                batch[0].queue.run_batch,
+                [request.item for request in batch],
             )
             seconds = perf_counter() - started
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.future.done():  # a client that hung up has cancelled its own
-                    waiting.future.set_result(
-                        Timed(result, started - waiting.since, seconds, len(batch))
-                    )
+            for request, result in zip(batch, results, strict=True):
+                if not request.future.done():  # done if the client hung up, which cancels it
+                    waited = started - request.submitted
+                    request.future.set_result(BatchResult(result, waited, seconds))
         except Exception as error:
             if len(batch) > 1:
-                # One item may be at fault: alone, each finds out for itself.
-                for waiting in batch:
-                    if not waiting.future.done():
-                        await self._run([waiting])
+                # One item may be at fault: run each alone, so that the others succeed.
+                for request in batch:
+                    if not request.future.done():
+                        await self._run([request])
                 return
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
 
 
-def _guarded(call: Callable[[Sequence[Any]], Iterable[Any]], items: Sequence[Any]) -> Iterable[Any]:
-    """`call(items)`; an exit asked for in the device's thread is an error of this batch, where
-    asyncio would end the whole event loop with it."""
+def _call_without_exit(
+    call: Callable[[Sequence[Any]], Iterable[Any]], items: Sequence[Any]
+) -> Iterable[Any]:
+    """Call `call(items)`, and raise SystemExit and KeyboardInterrupt as RuntimeError.
+
+    asyncio would end the event loop with them.
+    """
     try:
         return call(items)
     except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"the device's thread was told to end ({error!r})") from error
+        raise RuntimeError(f"the device's thread was told to exit ({error!r})") from error

@@ -1,27 +1,28 @@
-"""Everything this package says no to, in one tree. Knows nothing of torch, Cog or the network.
+"""The exceptions of this package, in one tree. Imports nothing.
 
 ClipEmbedError
-├── InputError            a request is at fault: the service stays ready and says what to send
+├── InputError            the request is at fault; the service stays ready
 │   ├── NoInputError      neither text nor image
-│   ├── TextError         text that cannot be tokenized
-│   └── ImageError        a file that is not a picture we accept
-├── WeightsError          set-up cannot go on; the message names the object and the way out
-│   ├── LocationError     CLIP_WEIGHTS is unset, malformed, or there is no model at it
-│   ├── AccessError       the location refuses us
-│   ├── ManifestError     what is published there is not a model we can read
-│   ├── TransferError     bytes did not arrive, after retries
-│   └── CorruptError      bytes arrived and are not those that were published
-├── ModelError            the published model is not one this network can carry: set-up fails
-└── EmbeddingError        the network gave an answer that is not a vector of finite numbers
+│   ├── TextError         the text cannot be tokenized
+│   └── ImageError        the file is not an image that is accepted
+├── SettingError          an environment variable has an invalid value: setup fails
+├── WeightsError          the weights cannot be loaded: setup fails, the message names the object
+│   ├── LocationError     CLIP_WEIGHTS is unset or malformed, or holds no model
+│   ├── AccessError       access is denied
+│   ├── ManifestError     the published files are malformed
+│   ├── TransferError     the bytes did not arrive, after retries
+│   └── CorruptError      the bytes that arrived fail verification
+├── ModelError            the published model is not one that this network implements: setup fails
+└── EmbeddingError        the network returned a value that is not finite
 """
 
 
 class ClipEmbedError(Exception):
-    """The root: whatever this package raises on purpose is one of these."""
+    """Base class of every exception that this package raises on purpose."""
 
 
 class InputError(ClipEmbedError, ValueError):
-    """The request is at fault; its message names the value and the way out."""
+    """The request is at fault; the message names the value and the way out."""
 
 
 class NoInputError(InputError):
@@ -36,33 +37,37 @@ class ImageError(InputError):
     """The image cannot be embedded."""
 
 
+class SettingError(ClipEmbedError, ValueError):
+    """An environment variable has an invalid value."""
+
+
 class WeightsError(ClipEmbedError):
-    """Set-up cannot go on; the message names the object, the cause and the way out."""
+    """The weights cannot be loaded; the message names the object, the cause and the way out."""
 
 
 class LocationError(WeightsError):
-    """CLIP_WEIGHTS is unset, malformed, or there is no model at it."""
+    """CLIP_WEIGHTS is unset or malformed, or there is no model at it."""
 
 
 class AccessError(WeightsError):
-    """The location refuses us."""
+    """Access to the location is denied."""
 
 
 class ManifestError(WeightsError):
-    """What is published there is not a model we can read."""
+    """The published files are malformed."""
 
 
 class TransferError(WeightsError):
-    """Bytes did not arrive, after retries."""
+    """The bytes did not arrive, after retries."""
 
 
 class CorruptError(WeightsError):
-    """Bytes arrived and are not those that were published."""
+    """The bytes that arrived are not the ones that were published."""
 
 
 class ModelError(ClipEmbedError):
-    """Configuration or tensors do not fit the network."""
+    """The configuration or the tensors do not fit the network."""
 
 
 class EmbeddingError(ClipEmbedError):
-    """The network returned something that is not a finite vector."""
+    """The network returned a value that is not finite."""

@@ -1,9 +1,9 @@
-"""A vector on its way out: a plain list, or the form that crosses Cog fastest.
+"""Send a vector through Cog as one message.
 
-Cog 0.23 sends a list to its server element by element, about 25 ms for 768 floats. A NumPy array
-goes as one message; and Cog's search for files among its elements, worth 3 ms more, enters only
-what is exactly a list, so the array's `tolist` returns a subclass. (coglet's `predictor.rs`,
-`process_single_output`, and `output.rs`, `encode_files`; measured on 0.23.1.)
+Cog 0.23.1 sends a list to its server element by element, about 25 ms for 768 floats. A NumPy array
+travels as one message. Cog then searches its elements for files, 3 ms more, but only in an object
+whose type is exactly `list`: so the array's `tolist` returns a subclass. (coglet: predictor.rs,
+`process_single_output`; output.rs, `encode_files`.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCHEMA_PATH = ".cog/openapi_schema.json"
 
 
 class _Floats(list[float]):
-    """A list that Cog passes on whole."""
+    """A list that Cog does not search for files."""
 
 
 class OneMessage(np.ndarray[Any, np.dtype[np.float32]]):
@@ -30,21 +30,21 @@ class OneMessage(np.ndarray[Any, np.dtype[np.float32]]):
 
 
 def as_list(vector: npt.NDArray[np.float32]) -> Any:
-    """float32 [D] → a plain list of floats, right everywhere."""
+    """Return float32 [D] as a plain list of floats, which is correct under every schema."""
     return vector.tolist()
 
 
 def as_one_message(vector: npt.NDArray[np.float32]) -> Any:
-    """float32 [D] → what Cog's worker sends as one message."""
+    """Return float32 [D] as an object that Cog's worker sends as one message."""
     return vector.view(OneMessage)
 
 
 def one_message_stays_flat() -> bool:
-    """Whether, in Cog's worker, a single message reaches the client as a flat array.
+    """Check that a single message reaches the client as a flat array.
 
-    Where the schema calls the output an array at its top (a plain `cog build`), Cog wraps every
-    message in a list of its own, and one message would come out as [[…]]; `openapi.json` says the
-    same in another way, and without a schema nothing is wrapped.
+    If the schema declares the output as an array at its top, as a plain `cog build` does, Cog wraps
+    each message in a list, and one message would come out as [[…]]. `openapi.json` declares the
+    same type by reference, which Cog does not take for an array; without a schema it wraps nothing.
     """
     try:
         with open(SCHEMA_PATH, encoding="utf-8") as file:

@@ -1,7 +1,8 @@
-"""Where published bytes come from: a directory, a web server, a Cloud Storage bucket.
+"""Read published bytes from a directory, a web server or a Cloud Storage bucket.
 
-Knows how to ask, who refuses and what may go better next time; nothing of what the bytes mean.
-obstore is imported only once a location needs it, google-auth only for a private bucket.
+Each store turns its errors into three kinds: missing, access denied, and transient, which may be
+retried (fetch.py). obstore is imported only for locations that need it, and google-auth only for
+private buckets.
 """
 
 from __future__ import annotations
@@ -14,43 +15,50 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from clip_embed.errors import AccessError, LocationError, TransferError
+from clip_embed.settings import storage_emulator_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-_CONNECT_SECONDS = 4.0
-_READ_SECONDS = 5.0  # between two reads of one response
-_REQUEST_SECONDS = 60.0
+_CONNECT_TIMEOUT = timedelta(seconds=4)
+_READ_TIMEOUT = timedelta(seconds=5)  # between two reads of one response
+_REQUEST_TIMEOUT = timedelta(seconds=60)
 _HOW_TO_SET = (
     "set CLIP_WEIGHTS to gs://bucket/prefix, https://host/prefix or a directory"
     " that scripts/publish_weights.py has filled"
 )
 
 
-class PassingError(Exception):
-    """This attempt failed; another may not. busy: the server asks for patience (429, 503)."""
+class TransientError(Exception):
+    """A failure that may not repeat. busy: the server asks for patience (HTTP 429, 503).
+
+    attempts: how many were made in all, once no further one is made.
+    """
 
     def __init__(self, problem: str, busy: bool = False) -> None:
         super().__init__(problem)
         self.busy = busy
+        self.attempts = 1
 
 
-class Source(Protocol):
-    """Somewhere published files can be read from, by several threads at once.
-
-    `read` returns bytes start to end of the file called name, or the whole file where end is None.
-    It raises FileNotFoundError, AccessError, or PassingError for what may go better next time.
-    """
+class Store(Protocol):
+    """Published files, read by several threads at once. location: for messages."""
 
     location: str
 
     def read(
         self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
-    ) -> memoryview: ...
+    ) -> memoryview:
+        """Return bytes start to end of the file `name`, or all of it if end is None.
+
+        generation: of the object, where the store has generations.
+
+        Raises FileNotFoundError, AccessError, TransferError (no retry can help), TransientError.
+        """
 
 
-class DirectorySource:
-    """A directory of this machine."""
+class DirectoryStore:
+    """A directory on this machine."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -68,11 +76,11 @@ class DirectorySource:
         except PermissionError as error:
             raise AccessError(f"{self._directory / name} may not be read by this user") from error
         except OSError as error:
-            raise PassingError(str(error)) from error
+            raise TransientError(str(error)) from error
 
 
-class ObjectStoreSource:
-    """A bucket or a web server, through obstore (Rust): a request holds no interpreter lock."""
+class RemoteStore:
+    """A bucket or a web server, through obstore (Rust), which releases the interpreter lock."""
 
     def __init__(self, location: str, store: ObjectStore) -> None:
         self.location = location
@@ -91,23 +99,23 @@ class ObjectStoreSource:
         try:
             return memoryview(obstore.get(self._store, name, options=options).bytes())  # type: ignore[arg-type]
         except Exception as error:
-            # Not from it: obstore quotes the server's answer, and a server may quote the token.
+            # `from None`: obstore quotes the server's response, which may quote the token.
             raise _from_obstore(error, f"{self.location}/{name}") from None
 
 
 def _from_obstore(error: Exception, where: str) -> Exception:
-    """The one place where obstore's errors become ours."""
+    """Turn an error of obstore's into one of ours. The only place that does."""
     from obstore import exceptions
 
-    # Below the first line obstore repeats itself for its own developers; the URL is known.
+    # The lines after the first repeat it for obstore's developers.
     message = str(error).split("\n", 1)[0]
     status = re.search(r"status code: (\d{3})", message)
     code = int(status.group(1)) if status else None
-    # For obstore's web store a 405 is FileNotFoundError, too.
+    # obstore's web store raises FileNotFoundError for a 405, too.
     if code == 404 or (code is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(where)
     if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
-        # Without a status it was google-auth that failed; obstore quotes it.
+        # Without a status it was google-auth that failed, and obstore quotes its message.
         cause = f"HTTP {code}" if code else message.rpartition("credential provider: ")[2]
         return AccessError(
             f"{where} refuses access ({cause}); make the bucket readable, or give this service"
@@ -120,7 +128,7 @@ def _from_obstore(error: Exception, where: str) -> Exception:
     if code in (400, 405, 412, 416):
         return TransferError(f"{where}: the server refused the request (HTTP {code})")
     if code is not None:
-        return PassingError(f"HTTP {code}", busy=code in (429, 503))
+        return TransientError(f"HTTP {code}", busy=code in (429, 503))
     detail = str(error)
     for sign, meaning in (
         ("dns error", "the host name cannot be resolved"),
@@ -130,8 +138,8 @@ def _from_obstore(error: Exception, where: str) -> Exception:
         ("certificate", "the server's certificate is not trusted"),
     ):
         if sign in detail:
-            return PassingError(meaning)
-    return PassingError(
+            return TransientError(meaning)
+    return TransientError(
         message.removeprefix("Generic HTTP error: ").removeprefix("Generic GCS error: ")
     )
 
@@ -139,18 +147,18 @@ def _from_obstore(error: Exception, where: str) -> Exception:
 def _client_options(allow_http: bool) -> dict[str, Any]:
     return {
         "allow_http": allow_http,
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        "read_timeout": timedelta(seconds=_READ_SECONDS),
-        "timeout": timedelta(seconds=_REQUEST_SECONDS),
+        "connect_timeout": _CONNECT_TIMEOUT,
+        "read_timeout": _READ_TIMEOUT,
+        "timeout": _REQUEST_TIMEOUT,
         "user_agent": "clip-embed",
     }
 
 
-# Retries are decided here, not in obstore: one policy, and a bad block is fetched again alone.
+# fetch.py decides what is retried.
 _NO_RETRIES: dict[str, Any] = {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 
-def _http_source(location: str) -> Source:
+def _http_store(location: str) -> Store:
     from obstore.store import HTTPStore
 
     parts = urlsplit(location)
@@ -166,16 +174,14 @@ def _http_source(location: str) -> Source:
         )
     except Exception as error:
         raise LocationError(f"{location} cannot be opened ({error}); {_HOW_TO_SET}") from error
-    return ObjectStoreSource(location, store)
+    return RemoteStore(location, store)
 
 
-def _gcs_source(location: str, credentials: Any = None) -> Source:
+def _gcs_store(location: str, credentials: Any = None) -> Store:
     from obstore.store import GCSStore
 
     parts = urlsplit(location)
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-    if emulator and "://" not in emulator:
-        emulator = f"http://{emulator}"
+    emulator = storage_emulator_url() or ""
     options: dict[str, Any] = {"base_url": emulator} if emulator else {}
     if credentials is not None:
         options["credential_provider"] = credentials
@@ -194,13 +200,13 @@ def _gcs_source(location: str, credentials: Any = None) -> Source:
             f"{location} cannot be opened ({str(error).splitlines()[0]}); check the bucket's name"
             " and GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
-    return ObjectStoreSource(location, store)
+    return RemoteStore(location, store)
 
 
 def _application_default_credentials() -> Any:
-    """obstore's credential provider over google-auth, which knows every kind of them.
+    """Return a credential provider for obstore, based on google-auth, which knows every kind.
 
-    Imported only for private buckets: it costs time that a public one need not wait for.
+    Raises AccessError if there are no credentials.
     """
     import google.auth
     import google.auth.transport.requests
@@ -224,20 +230,20 @@ def _application_default_credentials() -> Any:
     return provide
 
 
-def open_source(location: str | None) -> Source:
-    """The source `location` (CLIP_WEIGHTS) names. Raises LocationError."""
+def open_store(location: str | None) -> Store:
+    """Open the store that `location` (CLIP_WEIGHTS) names. Raises LocationError."""
     if location is None or not location.strip():
         raise LocationError(f"CLIP_WEIGHTS is not set; {_HOW_TO_SET}")
     location = location.strip()
     scheme, separator, rest = location.partition("://")
     if not separator or scheme == "file":
-        return DirectorySource(location.rstrip("/") or "/")
-    # What may hold a secret is not repeated: these messages end up in logs.
+        return DirectoryStore(location.rstrip("/") or "/")
+    # The next messages quote no part that may hold a secret: they end up in logs.
     if scheme not in ("gs", "http", "https"):
         raise LocationError(f"CLIP_WEIGHTS begins with {scheme}://; {_HOW_TO_SET}")
     try:
         parts = urlsplit(location)
-        host, _ = parts.hostname, parts.port  # asking checks them
+        host, _ = parts.hostname, parts.port  # validated when they are accessed
     except ValueError:
         raise LocationError(f"CLIP_WEIGHTS is not a well-formed URL; {_HOW_TO_SET}") from None
     if "@" in parts.netloc or "?" in rest or "#" in rest:
@@ -246,17 +252,17 @@ def open_source(location: str | None) -> Source:
             f" have; {_HOW_TO_SET}"
         )
     if not host:
-        raise LocationError(f"CLIP_WEIGHTS is {location!r}, which names no place; {_HOW_TO_SET}")
+        raise LocationError(f"CLIP_WEIGHTS is {location!r}, which has no host; {_HOW_TO_SET}")
     location = location.rstrip("/")
-    return _gcs_source(location) if scheme == "gs" else _http_source(location)
+    return _gcs_store(location) if scheme == "gs" else _http_store(location)
 
 
-def with_credentials(source: Source) -> Source | None:
-    """`source` once more, with Application Default Credentials; None where they cannot help.
+def with_credentials(store: Store) -> Store | None:
+    """Open `store` with Application Default Credentials; None where they cannot help.
 
-    Asked for only when a bucket has refused an anonymous request, so that a public one waits for
-    neither an import nor a metadata server. Raises AccessError if there are none to be had.
+    Called only after a bucket has refused an anonymous request, so that a public one waits for
+    neither the import of google-auth nor a metadata server. Raises AccessError if there are none.
     """
-    if not source.location.startswith("gs://") or os.environ.get("STORAGE_EMULATOR_HOST"):
+    if not store.location.startswith("gs://") or storage_emulator_url():
         return None
-    return _gcs_source(source.location, _application_default_credentials())
+    return _gcs_store(store.location, _application_default_credentials())

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what threads are worth having."""
+"""Count the CPUs that this process may use, container quotas included."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:
-    """Processors, at least one: those it is bound to, or fewer where a container has a quota.
+    """Return the number of usable CPUs, at least 1: CPU affinity, limited by the cgroup's quota.
 
-    Python and torch know the first and not the second: on a large host, a container limited to two
-    processors would run a thread for each of the host's and be stopped most of the time.
+    Python and torch know the first and not the second. On a large host, a container limited to two
+    CPUs would run a thread for each CPU of the host, and be throttled most of the time.
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst, cpu.max; cgroup-v1, cpu.cfs_quota_us.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -22,7 +22,7 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Processors' worth of time that this container may use, None where nothing limits it."""
+    """Return the CPU quota of this container in CPUs, None without a limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def _quota(cgroup: Path) -> float | None:
         except OSError:
             return None
     try:
-        processors = int(limit) / int(period)
+        cpus = int(limit) / int(period)
     except (ValueError, ZeroDivisionError):  # "max"
         return None
-    return processors if processors > 0 else None  # version 1 says -1
+    return cpus if cpus > 0 else None  # version 1 says -1

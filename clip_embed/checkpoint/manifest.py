@@ -1,9 +1,7 @@
-"""A published model as it lies in a bucket or a directory: names, manifest, checksums, shards.
+"""The manifest of a published model: file names, sizes, checksums and generations.
 
-Knows the formats, and nothing of networks, threads or torch. `scripts/publish_weights.py` writes
-what is read here.
-
-A *block* is 8 MiB of a file, the unit of verification.
+Knows the format, and nothing of networks, threads or torch. `scripts/publish_weights.py` writes it,
+`weights.py` reads it. A *block* is 8 MiB of a file, the unit of download and of verification.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ SHARD_SUFFIX = ".safetensors"
 class PublishedFile:
     """One object of a published model.
 
-    size: bytes. crc32c: of the whole object, base64 as Cloud Storage shows it. generation: of the
-    object in Cloud Storage, None elsewhere. blocks: crc32c of every block, likewise base64.
+    size: bytes. crc32c: of the whole object, in base64 as Cloud Storage shows it. generation: of
+    the object in Cloud Storage, None elsewhere. blocks: crc32c of each block, also in base64.
     """
 
     name: str
@@ -47,8 +45,8 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prefix holds. model: open_clip's name of the architecture. source: where the weights
-    came from, as `publish_weights.py` was told."""
+    """The content of a prefix. model: open_clip's name of the architecture. source: the SOURCE that
+    `publish_weights.py` was given."""
 
     model: str
     source: str
@@ -56,11 +54,11 @@ class Manifest:
 
     @property
     def shards(self) -> tuple[PublishedFile, ...]:
-        """The files that hold tensors."""
+        """The safetensors files."""
         return tuple(file for file in self.files if file.name.endswith(SHARD_SUFFIX))
 
     def to_json(self) -> bytes:
-        """The bytes `parse` reads."""
+        """Return the manifest as JSON, for `parse`."""
         document = {
             "format": MANIFEST_FORMAT,
             "version": MANIFEST_VERSION,
@@ -71,7 +69,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes, location: str) -> Manifest:
-        """Raises ManifestError for anything but a complete, consistent manifest of this version."""
+        """Parse and validate a manifest. location: of the prefix, for messages.
+
+        Raises ManifestError unless it is complete, consistent and of this format version.
+        """
         where = f"{location}/{MANIFEST_NAME}"
         again = "publish the model again with scripts/publish_weights.py"
         try:
@@ -100,7 +101,7 @@ class Manifest:
         sizes = {file.name: file.size for file in files}
         for name in SMALL_NAMES:
             if not 0 < sizes.get(name, 0) <= BLOCK_SIZE:
-                raise ManifestError(f"{where} does not list a {name} of at most one block; {again}")
+                raise ManifestError(f"{where} does not list {name} with at most one block; {again}")
         if len(sizes) != len(files):
             raise ManifestError(f"{where} lists a file twice; {again}")
         if not manifest.shards:
@@ -110,7 +111,7 @@ class Manifest:
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{reprlib.repr(value)} stands where a {kind.__name__} belongs")
+        raise TypeError(f"expected {kind.__name__}, found {reprlib.repr(value)}")
     return value
 
 
@@ -128,17 +129,17 @@ def _parse_file(entry: Any) -> PublishedFile:
     for checksum in (entry.get("crc32c"), *blocks):
         decode_checksum(_expect(checksum, str))
     if size < 0 or len(blocks) != -(-size // BLOCK_SIZE):
-        raise ValueError(f"{name}: {size} bytes and {len(blocks)} blocks do not fit together")
+        raise ValueError(f"{name}: {size} bytes do not make {len(blocks)} blocks")
     return PublishedFile(name, size, entry["crc32c"], generation, blocks)
 
 
 def encode_checksum(value: int) -> str:
-    """A crc32c as Cloud Storage writes it: base64 of four big-endian bytes."""
+    """Return a crc32c as Cloud Storage writes it: base64 of four big-endian bytes."""
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
 def decode_checksum(text: str) -> int:
-    """The inverse of `encode_checksum`. Raises ValueError if `text` is not such a checksum."""
+    """Invert `encode_checksum`. Raises ValueError if `text` is not such a checksum."""
     try:
         value = int.from_bytes(base64.b64decode(text, validate=True), "big")
         if encode_checksum(value) == text:
@@ -150,73 +151,8 @@ def decode_checksum(text: str) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """Verified bytes: `data` is what stands at `offset` of `file`, in bytes from its start."""
+    """The verified bytes of one block. offset: of `data`, in bytes from the start of `file`."""
 
     file: PublishedFile
     offset: int
     data: memoryview
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a shard: dtype as safetensors names it; start and end in bytes of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-ITEM_SIZE = {"F16": 2, "F32": 4}
-"""Bytes per number of the dtypes that are stored."""
-
-
-def parse_safetensors_header(first: memoryview, size: int, where: str) -> list[TensorInfo]:
-    """What a safetensors file of `size` bytes that begins with `first` holds, in file order.
-
-    Raises ManifestError unless its tensors fill the file without gap or overlap, are aligned to
-    their items, and are float16 or float32. Source: the safetensors format, README, "Format".
-    """
-
-    def fail(problem: str) -> ManifestError:
-        return ManifestError(f"{where}: {problem}; publish the model again")
-
-    if len(first) < 8:
-        raise fail("too short for a safetensors file")
-    length = int.from_bytes(first[:8], "little")
-    begin = 8 + length
-    if begin > len(first):
-        raise fail("its safetensors header is longer than the first block")
-    try:
-        header = json.loads(bytes(first[8:begin]))
-        infos = [
-            TensorInfo(
-                name=name,
-                dtype=_expect(entry["dtype"], str),
-                shape=tuple(_expect(side, int) for side in entry["shape"]),
-                start=begin + _expect(entry["data_offsets"][0], int),
-                end=begin + _expect(entry["data_offsets"][1], int),
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        ]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise fail(f"its safetensors header is malformed ({error!r})") from error
-    infos.sort(key=lambda info: (info.start, info.end))
-    position = begin
-    for info in infos:
-        item = ITEM_SIZE.get(info.dtype)
-        if item is None:
-            raise fail(f"{info.name} is {info.dtype!r:.20}; F16 and F32 are read")
-        count = 1
-        for side in info.shape:
-            count *= side
-        if min(info.shape, default=1) < 0 or info.end - info.start != count * item:
-            raise fail(f"the bytes of {info.name} do not fit its shape")
-        if info.start != position or info.start % item:
-            raise fail(f"{info.name} does not begin where the one before it ends")
-        position = info.end
-    if position != size:
-        raise fail(f"its tensors end at byte {position} of {size}")
-    return infos

@@ -1,8 +1,8 @@
 """CLIP's two towers in plain torch: token ids or pixels in, projected features out.
 
-Knows nothing of files, devices, precision or batching. The architecture comes from
-`open_clip_config.json`, parameter names are open_clip's, and so one class carries ViT-L/14 and the
-tiny models of the tests alike.
+Knows no files, devices, precision or batching. The architecture comes from `open_clip_config.json`
+and the parameter names are open_clip's, so that one class serves ViT-L/14 and the tiny models of
+the tests.
 
 Letters in shape comments: B batch, L tokens of a text, N tokens of all texts, P patches + 1,
 W width, H heads, D embedding.
@@ -18,72 +18,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_embed.config import ClipConfig, TowerConfig
 from clip_embed.errors import ModelError
+from clip_embed.model.config import ClipConfig, TowerConfig
 
 
-def _unset(*shape: int) -> nn.Parameter:
-    """A parameter whose value comes from the weights: on `meta` it costs no memory and no time."""
+def _empty_parameter(*shape: int) -> nn.Parameter:
+    """Return a parameter on the meta device, without memory, until the weights are loaded.
+
+    `nn.Embedding(device="meta")` would import torch._dynamo, which takes 1.7 s (torch 2.14.1).
+    """
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
 
 class Linear(nn.Module):
-    """`nn.Linear` without its random initialisation."""
+    """`nn.Linear` without its random initialization."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = _unset(outputs, inputs)
-        self.bias = _unset(outputs)
+        self.weight = _empty_parameter(outputs, inputs)
+        self.bias = _empty_parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
     def scaled(self, x: Tensor, product: float, bias: float) -> Tensor:
-        """`product` times the product with the weights, plus `bias` times the bias; x: [N, C]."""
+        """Return product · x Wᵀ + bias · b in one call, for x: [N, C]."""
         return torch.addmm(self.bias, x, self.weight.t(), alpha=product, beta=bias)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension; torch accumulates it in float32 by itself."""
+    """Layer normalization over the last dimension, which torch accumulates in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = _unset(width)
-        self.bias = _unset(width)
+        self.weight = _empty_parameter(width)
+        self.bias = _empty_parameter(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
 class Packing:
-    """Texts of different lengths, token after token: [N, C], where padding takes [B, L, C].
+    """The layout of a packed batch: texts one after another, [N, C] instead of [B, L, C].
 
-    Only attention has to know which token is whose, and is a fiftieth of the work; for all the rest
-    short texts cost nothing for the sake of long ones.
+    Only attention needs padding, and it is a fiftieth of the work; everything else is computed
+    without it, so short texts in a batch with long ones cost only their own tokens.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         """lengths: tokens of each text, B of them, none zero."""
         self.shape = len(lengths), max(lengths)
-        places = [torch.arange(length) for length in lengths]
+        positions = [torch.arange(length) for length in lengths]
         rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        columns = torch.cat(places)
-        self.columns = columns.to(device)  # int64 [N], each token's place in its text
+        columns = torch.cat(positions)
+        self.columns = columns.to(device)  # int64 [N], position of each token in its text
         self.last = (torch.tensor(lengths).cumsum(0) - 1).to(device)  # int64 [B]
-        # int64 [N], each token's place in [B · L]; None if that is its place in [N], too
+        # int64 [N], position of each token in [B · L]; None if it is the same as in [N]
         self._flat = None
         if len(columns) < self.shape[0] * self.shape[1]:
             self._flat = (rows * self.shape[1] + columns).to(device)
 
     def pad(self, x: Tensor) -> Tensor:
-        """[N, C] → [B, L, C]; zeros where a text has no token."""
+        """Convert [N, C] to [B, L, C], with zeros for padding."""
         batch, length = self.shape
         if self._flat is not None:
             x = x.new_zeros((batch * length, x.shape[-1])).index_copy_(0, self._flat, x)
         return x.view(batch, length, -1)
 
     def pack(self, x: Tensor) -> Tensor:
-        """[B, L, C] → [N, C]."""
+        """Convert [B, L, C] to [N, C]."""
         x = x.flatten(0, 1)
         return x if self._flat is None else x.index_select(0, self._flat)
 
@@ -94,8 +97,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = _unset(3 * width, width)
-        self.in_proj_bias = _unset(3 * width)
+        self.in_proj_weight = _empty_parameter(3 * width, width)
+        self.in_proj_bias = _empty_parameter(3 * width)
         self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, packing: Packing | None) -> Tensor:
@@ -106,14 +109,14 @@ class Attention(nn.Module):
         batch, length, width = qkv.shape[0], qkv.shape[1], x.shape[-1]
         qkv = qkv.view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, W/H]
-        # Texts are packed, and their attention is causal; that of images is neither.
+        # Texts are packed and attend causally; images are not packed and attend fully.
         x = F.scaled_dot_product_attention(q, k, v, is_causal=packing is not None)
         x = x.transpose(1, 2).reshape(batch, length, width)
         return self.out_proj(x if packing is None else packing.pack(x))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
-    """Widen, activate, narrow."""
+    """The feed-forward part of a block."""
 
     def __init__(self, config: TowerConfig, quick_gelu: bool) -> None:
         super().__init__()
@@ -125,14 +128,14 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
-        # OpenAI's approximation of GELU is x · sigmoid(1.702 x), which is SiLU of 1.702 x, over
-        # 1.702. A matrix product scales for free, so one pass over the widest activation is enough.
+        # QuickGELU is x · sigmoid(1.702 x) = SiLU(1.702 x) / 1.702. The matrix products apply both
+        # factors at no cost, so a single pass over the widest activation is enough.
         wide = self.c_fc.scaled(x.flatten(0, -2), 1.702, 1.702)
         narrow = self.c_proj.scaled(F.silu(wide, inplace=True), 1 / 1.702, 1.0)
         return narrow.view(x.shape)
 
 
-class Block(nn.Module):
+class ResidualAttentionBlock(nn.Module):
     """One pre-norm residual block."""
 
     def __init__(self, config: TowerConfig, quick_gelu: bool) -> None:
@@ -152,7 +155,9 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TowerConfig, quick_gelu: bool) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(config, quick_gelu) for _ in range(config.layers))
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(config, quick_gelu) for _ in range(config.layers)
+        )
 
     def forward(self, x: Tensor, packing: Packing | None, depth: int | None = None) -> Tensor:
         for block in self.resblocks[:depth]:
@@ -161,11 +166,11 @@ class Transformer(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel: every patch becomes one vector."""
+    """A convolution whose stride equals its kernel size: one vector per patch."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
-        self.weight = _unset(width, 3, patch_size, patch_size)
+        self.weight = _empty_parameter(width, 3, patch_size, patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         # [B, 3, S, S] -> [B, W, S/p, S/p] -> [B, P - 1, W]
@@ -175,19 +180,19 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels to the feature of the class token, projected."""
+    """The image tower: pixels to the projected feature of the class token."""
 
     def __init__(self, config: ClipConfig, quick_gelu: bool) -> None:
         super().__init__()
         width = config.vision.width
         patches = (config.image_size // config.patch_size) ** 2
         self.conv1 = PatchEmbedding(width, config.patch_size)
-        self.class_embedding = _unset(width)
-        self.positional_embedding = _unset(patches + 1, width)
+        self.class_embedding = _empty_parameter(width)
+        self.positional_embedding = _empty_parameter(patches + 1, width)
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(config.vision, quick_gelu)
         self.ln_post = LayerNorm(width)
-        self.proj = _unset(width, config.embed_dim)
+        self.proj = _empty_parameter(width, config.embed_dim)
 
     def forward(self, pixels: Tensor, depth: int | None) -> Tensor:
         x = self.conv1(pixels)
@@ -199,25 +204,25 @@ class VisionTower(nn.Module):
 
 
 class Clip(nn.Module):
-    """Both towers, on `meta` until `load` gives them their tensors."""
+    """Both towers, on the meta device until `load`."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
         self.visual = VisionTower(config, config.quick_gelu)
         self.token_embedding = _Embedding(config.vocab_size, config.text.width)
-        self.positional_embedding = _unset(config.context_length, config.text.width)
+        self.positional_embedding = _empty_parameter(config.context_length, config.text.width)
         self.transformer = Transformer(config.text, config.quick_gelu)
         self.ln_final = LayerNorm(config.text.width)
-        self.text_projection = _unset(config.text.width, config.embed_dim)
-        # Scales cosine similarities in training; part of every checkpoint, unused by encoding.
-        self.logit_scale = _unset()
+        self.text_projection = _empty_parameter(config.text.width, config.embed_dim)
+        # Scales cosine similarities in training. In every checkpoint, and not used here.
+        self.logit_scale = _empty_parameter()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Adopt `tensors` as parameters, without copying.
+        """Use `tensors` as parameters, without copying them.
 
-        Raises ModelError naming the first few tensors that are missing, unknown or of another
-        shape; the network is unchanged then.
+        Raises ModelError, which names the first few tensors that are missing, unknown or of another
+        shape; the network is then unchanged.
         """
         expected = {name: tuple(p.shape) for name, p in self.named_parameters()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -239,20 +244,19 @@ class Clip(nn.Module):
         self.load_state_dict(tensors, strict=True, assign=True)
 
     def encode_image(self, pixels: Tensor, depth: int | None = None) -> Tensor:
-        """Features of images, not normalised.
+        """Return the projected features of images, [B, D], not normalized.
 
-        pixels: [B, 3, S, S], normalised with the model's mean and standard deviation, in the
-        parameters' dtype. depth: run only so many blocks, to warm up. Returns [B, D] in the same
-        dtype.
+        pixels: [B, 3, S, S], normalized with the model's mean and standard deviation, in the
+        parameters' dtype. depth: run only so many blocks, to warm up.
         """
         return self.visual(pixels, depth)  # type: ignore[no-any-return]
 
     def encode_text(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """Features of texts, not normalised.
+        """Return the projected features of texts, [B, D], not normalized.
 
         tokens: int64 [N], the texts one after another, each up to its end-of-text token, whose
-        feature is the text's: attention is causal, so what would follow changes nothing. packing:
-        where each text lies, none longer than context_length. Returns [B, D].
+        feature is the text's. Attention is causal, so padding after it would change nothing.
+        packing: the layout of the texts, none longer than context_length.
         """
         x = self.token_embedding(tokens)  # [N, W]
         x = x + self.positional_embedding[packing.columns]
@@ -262,11 +266,11 @@ class Clip(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """`nn.Embedding` without its random initialisation, which on `meta` costs over a second."""
+    """`nn.Embedding` without its random initialization."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.weight = _unset(count, width)
+        self.weight = _empty_parameter(count, width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)

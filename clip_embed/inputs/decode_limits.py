@@ -1,8 +1,8 @@
-"""Small files that would be a great deal to decode, known before anything is decoded.
+"""Detect decompression bombs before decoding.
 
-The number of pixels bounds what decoding costs, but for two: every scan of a JPEG goes over the
-whole picture once more, and may be a dozen bytes long; and a TIFF may cut a single pixel out of a
-tile of any size. Knows how both files are laid out, and nothing of Pillow or of pixels.
+The number of pixels bounds the cost of decoding, with two exceptions. Each scan of a progressive
+JPEG passes over the whole image once more, and may be a dozen bytes long; and a TIFF may cut a
+single pixel out of a tile of any size. Knows the layout of both files, and nothing of Pillow.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import re
 import struct
 
 MAX_SCANS = 100
-"""Encoders write about ten. libtiff stops at the same number in a JPEG inside a TIFF."""
+"""Encoders write about ten scans. libtiff has the same limit for a JPEG inside a TIFF."""
 
-# A marker that has a segment after it: not a stuffed or filling byte, and none of those that stand
+# A marker with a segment after it: not a stuffed or fill byte, and none of the markers that stand
 # alone (TEM, RST0–7, SOI). Source: ITU-T T.81, B.1.1.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-# Bytes of a whole number, by its type in a TIFF (TIFF 6.0, section 2; BigTIFF's 16 and 17).
+# Bytes per value of the integer types of a TIFF (TIFF 6.0, section 2; BigTIFF's 16 and 17).
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 
 
-def jpeg_scans(data: bytes | mmap.mmap) -> int:
-    """How many scans the first picture of a JPEG holds; counted no further than MAX_SCANS + 1.
+def count_jpeg_scans(data: bytes | mmap.mmap) -> int:
+    """Count the scans of the first image of a JPEG, up to MAX_SCANS + 1.
 
-    Segments are skipped as a decoder skips them, so that neither a thumbnail nor a video behind the
-    picture counts, and a comment hides nothing.
+    Segments are skipped as a decoder skips them: scans of a thumbnail, or of a video behind the
+    image, do not count, and a comment cannot hide one.
     """
     scans, position = 0, 2
     while scans <= MAX_SCANS and (marker := _MARKER.search(data, position)):
@@ -39,11 +39,11 @@ def jpeg_scans(data: bytes | mmap.mmap) -> int:
     return scans
 
 
-def tiff_tile(data: bytes | mmap.mmap) -> tuple[int, int] | None:
-    """Width and height of the tiles of a TIFF's first picture, None if it has none.
+def tiff_tile_size(data: bytes | mmap.mmap) -> tuple[int, int] | None:
+    """Return the width and height of the tiles of a TIFF's first image, None if it has no tiles.
 
-    As libtiff reads them, which allocates one: of a tag that is there twice, the first counts. A
-    value that is no whole number is 0. Raises struct.error if the file ends too early.
+    Reads the tags as libtiff does, which allocates a tile: of a repeated tag the first counts, and
+    a value that is not an integer is 0. Raises struct.error if the file ends too early.
     """
     order, names = (">", "big") if data[:2] == b"MM" else ("<", "little")
     is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43

@@ -1,48 +1,49 @@
-"""Verified blocks become tensors on a device, one by one, as they land.
+"""Turn verified blocks into tensors on a device, block by block, in the order of their arrival.
 
-Knows safetensors' layout and where memory is; nothing of networks, or of what the tensors mean.
+Knows the layout of safetensors files and where memory is; nothing of networks, or of what the
+tensors mean.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from clip_embed.errors import ManifestError
-from clip_embed.host_memory import HostMemory
-from clip_embed.manifest import (
-    BLOCK_SIZE,
+from clip_embed.checkpoint.manifest import BLOCK_SIZE, Block
+from clip_embed.checkpoint.safetensors_header import (
     ITEM_SIZE,
-    Block,
     TensorInfo,
     parse_safetensors_header,
 )
+from clip_embed.errors import ManifestError
+
+Allocate = Callable[[int], memoryview]
 
 _STORED = {"F16": torch.float16, "F32": torch.float32}
 
 
-def load(
+def load_tensors(
     blocks: Iterable[Block],
     device: torch.device,
     dtype: torch.dtype,
-    memory: HostMemory | None = None,
+    allocate: Allocate | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the model on `device` as `dtype`.
+    """Return every tensor of the model, on `device` as `dtype`.
 
-    blocks: every block of every shard once, in any order. memory: where tensors of this host are
-    put; not used for those of a GPU. Raises ManifestError if the shards are
-    not well formed, and whatever `blocks` raises.
+    blocks: every block of every shard once, in any order. allocate: returns so many bytes, for the
+    tensors on a CPU; by default, torch allocates them.
+
+    Raises ManifestError if the shards are malformed, and whatever `blocks` raises.
     """
-    # Blocks are read-only, and only read.
+    # Blocks are read-only, and nothing writes to them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    memory = memory or HostMemory()
     ring = _PinnedRing() if device.type == "cuda" else None
     shards: dict[str, _Shard] = {}
-    early: dict[str, list[Block]] = {}  # landed before the first block of their shard
+    early: dict[str, list[Block]] = {}  # arrived before the first block of their shard
     for block in blocks:
         name = block.file.name
         if block.offset == 0:
@@ -50,12 +51,12 @@ def load(
             shards[name] = (
                 _DeviceShard(infos, block.file.size, device, dtype, ring)
                 if ring
-                else _HostShard(infos, dtype, memory)
+                else _HostShard(infos, dtype, allocate)
             )
-            for waiting in early.pop(name, []):
-                shards[name].place(waiting)
+            for earlier in early.pop(name, []):
+                shards[name].copy_block(earlier)
         if name in shards:
-            shards[name].place(block)
+            shards[name].copy_block(block)
         else:
             early.setdefault(name, []).append(block)
     tensors: dict[str, torch.Tensor] = {}
@@ -71,31 +72,36 @@ def load(
 
 
 class _Shard(Protocol):
-    def place(self, block: Block) -> None: ...
+    def copy_block(self, block: Block) -> None: ...
 
     def finish(self) -> Mapping[str, torch.Tensor]: ...
 
 
 class _HostShard:
-    """A shard in this host's memory, converted to `dtype` while it is placed: each block is let go
-    once it has been, so there is never a second full copy."""
+    """A shard in CPU memory. Blocks are converted to `dtype` as they arrive, and then released, so
+    there is never a second full copy."""
 
     ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
 
-    def __init__(self, infos: Sequence[TensorInfo], dtype: torch.dtype, memory: HostMemory) -> None:
+    def __init__(
+        self, infos: Sequence[TensorInfo], dtype: torch.dtype, allocate: Allocate | None
+    ) -> None:
         self._infos = infos
         self._tensors: dict[str, torch.Tensor] = {}
         step = self.ALIGNMENT // dtype.itemsize
         counts = [(info.end - info.start) // ITEM_SIZE[info.dtype] for info in infos]
-        size = sum(-(-count // step) * step for count in counts) * dtype.itemsize
-        # Of a shard without numbers, too: torch makes no tensor of an empty buffer.
-        arena = torch.frombuffer(memory.take(max(size, self.ALIGNMENT)), dtype=dtype)
+        # At least one unit: torch makes no tensor of an empty buffer.
+        items = max(sum(-(-count // step) * step for count in counts), step)
+        if allocate is None:
+            arena = torch.empty(items, dtype=dtype)
+        else:
+            arena = torch.frombuffer(allocate(items * dtype.itemsize), dtype=dtype)
         position = 0
         for info, count in zip(infos, counts, strict=True):
             self._tensors[info.name] = arena[position : position + count]
             position += -(-count // step) * step
 
-    def place(self, block: Block) -> None:
+    def copy_block(self, block: Block) -> None:
         begin, end = block.offset, block.offset + len(block.data)
         for info in self._infos:
             first, last = max(info.start, begin), min(info.end, end)
@@ -111,11 +117,11 @@ class _HostShard:
 
 
 class _PinnedRing:
-    """Page-locked host memory on its way to the device, a few blocks at a time.
+    """A ring of page-locked host memory, from which blocks are copied to the device.
 
-    Pageable memory would be copied by the driver in small synchronous steps, and page-locking a
-    whole model costs about a second per gigabyte. Through a ring, the copy to the device of one
-    block runs while the next is written into another slot.
+    The driver copies pageable memory in small synchronous steps, and page-locking a whole model
+    takes about a second per gigabyte. With a ring, one block is copied to the device while the next
+    is written to another slot.
     """
 
     SLOTS = 8  # × 8 MiB
@@ -126,7 +132,7 @@ class _PinnedRing:
         self._next = 0
 
     def send(self, data: memoryview, target: torch.Tensor) -> None:
-        """Copy `data` to `target`, uint8 on the device; returns once `data` may be let go."""
+        """Copy `data` to `target`, uint8 on the device. `data` may be released afterwards."""
         slot, self._next = self._next, (self._next + 1) % self.SLOTS
         copied = self._copied[slot]
         if copied is not None:
@@ -140,7 +146,7 @@ class _PinnedRing:
 
 
 class _DeviceShard:
-    """A shard in a GPU's memory, byte for byte as in the file; its tensors are views into it."""
+    """A shard in GPU memory, byte for byte as in the file; its tensors are views into it."""
 
     def __init__(
         self,
@@ -155,7 +161,7 @@ class _DeviceShard:
         self._ring = ring
         self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def place(self, block: Block) -> None:
+    def copy_block(self, block: Block) -> None:
         end = block.offset + len(block.data)
         self._ring.send(block.data, self._bytes[block.offset : end])
 

@@ -1,7 +1,4 @@
-"""Pixels of any size become the square in the middle that CLIP looks at, as torchvision makes it.
-
-Knows nothing of files or colours.
-"""
+"""Resize the shorter side and crop the center, as torchvision does. Knows no files or colors."""
 
 from __future__ import annotations
 
@@ -9,33 +6,34 @@ import math
 
 from PIL import Image
 
-# A long strip resized as CLIP resizes it would be mostly cropped away again: 1 × 20,000 pixels
-# become 224 × 4,480,000. Beyond this many pixels only the part that survives is computed, which
-# differs from the whole by at most 2 of 255 (coordinates round differently, in each direction).
 WHOLE_RESIZE_MAX_PIXELS = 16_000_000
+"""Beyond this many pixels after resizing, only the part that the crop keeps is computed. A strip of
+1 × 20,000 pixels would become 224 × 4,480,000 first: gigabytes from a tiny file. The result differs
+from torchvision's by at most 2 of 255, because coordinates round differently in each direction."""
 
-# Any image is halved by plain averages first if that leaves at least 8 times the model's size.
-HALVING_MIN_RATIO = 8
 
+def resize_and_center_crop(
+    image: Image.Image, size: int, resample: Image.Resampling
+) -> Image.Image:
+    """Return a square of `size` pixels a side, equal to torchvision's Resize and CenterCrop.
 
-def to_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """torchvision's Resize (shorter side) and CenterCrop to `size` pixels a side, with Pillow's
-    filter `resample`; of very large images nearly so, as the constants above say."""
-    odd = image.width % 2 or image.height % 2
-    if min(image.size) >= 2 * HALVING_MIN_RATIO * size and not odd:
-        image = image.reduce(2)
-    new_size, (left, top) = _place(image.size, size)
+    resample: Pillow's filter. Long strips may differ: see WHOLE_RESIZE_MAX_PIXELS.
+    """
+    new_size, (left, top) = _resized_size_and_corner(image.size, size)
     if new_size[0] * new_size[1] > WHOLE_RESIZE_MAX_PIXELS:
-        return _part(image, new_size, (left, top), size, resample)
+        return _resize_part(image, new_size, (left, top), size, resample)
     if new_size != image.size:
         image = image.resize(new_size, resample)
     return image.crop((left, top, left + size, top + size))
 
 
-def to_square_at_once(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """As `to_square`, but what is cropped away is not computed first: where other errors are larger
-    than the 1 of 255 by which this may differ."""
-    new_size, corner = _place(image.size, size)
+def resize_center_only(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """Return nearly the same square, computing nothing that the crop removes.
+
+    For an image that shrinks by half or more, it differs from `resize_and_center_crop` by at most 1
+    of 255.
+    """
+    new_size, corner = _resized_size_and_corner(image.size, size)
     scales = [old / new for old, new in zip(image.size, new_size, strict=True)]
     (x0, x1), (y0, y1) = (
         (first * scale, (first + size) * scale) for first, scale in zip(corner, scales, strict=True)
@@ -43,8 +41,10 @@ def to_square_at_once(image: Image.Image, size: int, resample: Image.Resampling)
     return image.resize((size, size), resample, box=(x0, y0, x1, y1))
 
 
-def _place(old_size: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The whole image's size once resized, and the upper left corner of its square."""
+def _resized_size_and_corner(
+    old_size: tuple[int, int], size: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size of the whole image after resizing, and the upper left corner of the crop."""
     width, height = old_size
     if width <= height:
         new_width, new_height = size, int(size * height / width)
@@ -55,27 +55,27 @@ def _place(old_size: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple
     return (new_width, new_height), (left, top)
 
 
-def _part(
+def _resize_part(
     image: Image.Image,
     new_size: tuple[int, int],
     corner: tuple[int, int],
     size: int,
     resample: Image.Resampling,
 ) -> Image.Image:
-    """The square at `corner` of `image` resized to `new_size`, from no more than it draws on."""
-    # A pass in one direction rounds to 8 bits before the other begins, so their order shows. This
-    # is Pillow 13's choice for the whole; for a part it would often choose otherwise.
+    """Return the square at `corner` of `image` resized to `new_size`, from the pixels it needs."""
+    # Each of the two passes rounds to 8 bits, so their order shows. This is Pillow 13's order for
+    # the whole image; for a part it would often choose the other.
     down_first = image.height - new_size[1] > 2 * max(image.width - new_size[0], 0)
     spans = []
     for old, new, first in zip(image.size, new_size, corner, strict=True):
         scale = old / new
         begin, end = first * scale, (first + size) * scale
-        # Bicubic draws on two source pixels either way, and on more as it shrinks.
+        # Bicubic reads two source pixels in either direction, and more as it shrinks.
         reach = math.ceil(2 * max(scale, 1.0)) + 1
         low, high = max(math.floor(begin) - reach, 0), min(math.ceil(end) + reach, old)
         spans.append((low, high, begin - low, end - low))
     (left, right, x0, x1), (top, bottom, y0, y1) = spans
-    # Cut first: Pillow keeps a box in float32, too coarse far along a strip.
+    # Crop first: Pillow keeps a box in float32, which is too coarse far along a strip.
     image = image.crop((left, top, right, bottom))
     if down_first:
         image = image.resize((image.width, size), resample, box=(0, y0, image.width, y1))

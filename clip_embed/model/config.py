@@ -1,6 +1,6 @@
-"""What `open_clip_config.json` says: the network's architecture, and how its images are prepared.
+"""Read `open_clip_config.json`: the architecture of the network, and its preprocessing.
 
-Knows nothing of torch, so that what needs only these numbers need not wait for its import.
+Imports no torch, so that the tokenizer can be built before torch is imported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_embed.errors import ModelError
-from clip_embed.image import Preprocessing
+from clip_embed.inputs.preprocess import PreprocessConfig
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ClipConfig:
 
     @classmethod
     def from_open_clip(cls, model_cfg: Mapping[str, Any]) -> ClipConfig:
-        """Read open_clip's `model_cfg`, with open_clip's defaults for what it leaves out.
+        """Read open_clip's `model_cfg`, with open_clip's defaults for missing options.
 
-        Raises ModelError for a missing or malformed value, and for any option this network does
-        not implement: ignoring one would give wrong vectors instead of an error.
+        Raises ModelError for a missing or malformed value, and for any option that this network
+        does not implement: ignoring one would give wrong vectors.
         """
         top = _Options("model_cfg", model_cfg)
         vision = _Options("vision_cfg", top.take("vision_cfg", dict))
@@ -90,7 +90,7 @@ class ClipConfig:
 
 
 class _Options:
-    """A dict of options that must all be understood."""
+    """Options of one section, each of which must be taken."""
 
     def __init__(self, where: str, values: Mapping[str, Any]) -> None:
         self.where = where
@@ -107,21 +107,21 @@ class _Options:
         return value
 
     def refuse_rest(self) -> None:
-        # open_clip writes options that are off as null or false: those change nothing.
+        # open_clip writes options that are off as null or false: these may be ignored.
         rest = sorted(name for name, value in self.left.items() if value not in (None, False))
         if rest:
             raise ModelError(
-                f"{self.where}: {', '.join(rest)} not supported; this service carries OpenAI's"
-                " CLIP vision transformers (ViT-L-14-quickgelu and its like)"
+                f"{self.where}: {', '.join(rest)} not supported; this service implements"
+                " OpenAI's CLIP vision transformers (ViT-L-14-quickgelu and similar)"
             )
 
 
-def read_config(open_clip_config: bytes) -> tuple[ClipConfig, Preprocessing]:
-    """What `open_clip_config.json` says of the network and of its images. Raises ModelError."""
+def read_config(open_clip_config: bytes) -> tuple[ClipConfig, PreprocessConfig]:
+    """Parse `open_clip_config.json`. Raises ModelError."""
     try:
         document = json.loads(open_clip_config)
         model_cfg, preprocess_cfg = document["model_cfg"], document["preprocess_cfg"]
     except (ValueError, LookupError, TypeError) as error:
         raise ModelError(f"open_clip_config.json is malformed ({error!r})") from error
     config = ClipConfig.from_open_clip(model_cfg)
-    return config, Preprocessing.from_open_clip(preprocess_cfg, config.image_size)
+    return config, PreprocessConfig.from_open_clip(preprocess_cfg, config.image_size)

@@ -1,0 +1,235 @@
+"""Load a published model and embed texts and images with it: load → preprocess → batch → vector.
+
+Knows no Cog. `load_embedder` brings the network up wherever it is needed: in the service, in Ray's
+workers, in benchmarks and checks. This module imports no torch, so that importing it takes 0.1 s;
+`load_embedder` imports torch while the weights are being downloaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from clip_embed.batching import Batcher, BatchQueue, BatchResult
+from clip_embed.checkpoint.manifest import CONFIG_NAME, TOKENIZER_NAME, Block, Manifest
+from clip_embed.errors import ImageError
+from clip_embed.inputs.preprocess import preprocess_image
+from clip_embed.inputs.tokenizer import Tokenizer
+from clip_embed.model.config import read_config
+from clip_embed.settings import Settings
+from clip_embed.startup import torch_import
+from clip_embed.startup.cpu_quota import usable_cpus
+from clip_embed.startup.prefault import PrefaultedMemory
+from clip_embed.startup.timing import StageTimer, no_garbage_collection
+
+if TYPE_CHECKING:
+    from clip_embed.embedder import Embedder
+
+log = logging.getLogger("clip_embed.service")
+
+Result = TypeVar("Result")
+Metrics = dict[str, int | float]
+
+SHORT_TEXT = 1000
+"""Characters that are tokenized on the event loop, in 0.1 to 2 ms. A thread would cost more."""
+
+HEALTH_CHECK_SECONDS = 1.0
+"""How long a health-check result is cached. Checks that overlap are not merged."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The largest batch of each kind. tokens: of all its texts, end-of-text included."""
+
+    tokens: int
+    images: int
+
+
+BATCH_LIMITS = {"cpu": BatchLimits(1024, 2), "cuda": BatchLimits(4096, 16)}
+"""By device type. On a CPU: one or two seconds of work, since larger batches are hardly faster and
+delay the requests after them. Those of a GPU are chosen, not measured."""
+
+
+class PulledModel(Protocol):
+    """The part of `weights.Pull` that loading needs; see there."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def file(self, name: str) -> bytes: ...
+
+    def blocks(self) -> Iterator[Block]: ...
+
+    def wait_complete(self) -> int: ...
+
+    def summary(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The network on its device, and the tokenizer that belongs to it."""
+
+    embedder: Embedder
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """vector: float32 [D], not normalized. metrics: name → value, for the response."""
+
+    vector: npt.NDArray[np.float32]
+    metrics: Metrics
+
+
+def load_embedder(
+    pull: PulledModel,
+    device: str | None = None,
+    *,
+    threads: int | None = None,
+    timer: StageTimer | None = None,
+) -> LoadedModel:
+    """Bring up the network of `pull` while it is still being downloaded.
+
+    device: "cuda", "cpu", or None for the GPU if there is one. threads: CPU threads of the network,
+    by default one for each usable CPU. timer: receives the stages "import torch" and "load".
+    Call `warm_up` of the embedder in the thread that will use it.
+
+    Raises WeightsError, ModelError, SettingError (no such device).
+    """
+    timer = timer or StageTimer()
+    memory = PrefaultedMemory()
+    on_cpu = not torch_import.gpu_is_likely(device)
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as background:
+        if on_cpu:
+            memory.prepare(pull.wait_complete)
+        # The import of torch leaves a core idle: time enough for the tokenizer.
+        tokenizer = background.submit(_load_tokenizer, pull)
+        if on_cpu:
+            torch_import.load_libraries()
+        torch_import.import_torch()
+        import torch
+
+        from clip_embed.checkpoint.load import load_tensors
+        from clip_embed.model.device import choose_device, choose_dtype
+
+        timer.end_stage("import torch")
+        torch.set_num_threads(threads or usable_cpus())
+        chosen = choose_device(device)
+        tensors = background.submit(
+            load_tensors, pull.blocks(), chosen, choose_dtype(chosen), memory.take
+        )
+        from clip_embed.embedder import Embedder  # meanwhile
+
+        embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
+        timer.end_stage("load")
+        return LoadedModel(embedder, tokenizer.result())
+
+
+def _load_tokenizer(pull: PulledModel) -> Tokenizer:
+    config, _ = read_config(pull.file(CONFIG_NAME))
+    tokenizer = Tokenizer(pull.file(TOKENIZER_NAME), config.context_length)
+    tokenizer.tokenize("warm up")
+    return tokenizer
+
+
+class Service:
+    """Embeds texts and images on behalf of many concurrent requests."""
+
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        """Warm the network up at the shapes that are served."""
+        self._tokenizer = model.tokenizer
+        self._embedder = embedder = model.embedder
+        self._max_image_pixels = settings.max_image_pixels
+        self._fast_jpeg = settings.fast_jpeg
+        limits = BATCH_LIMITS[embedder.device.type]
+        self._texts = BatchQueue(
+            embedder.embed_texts, limits.tokens, lambda tokens: tokens.eot_index + 1
+        )
+        self._images = BatchQueue(embedder.embed_images, limits.images, lambda _: 1)
+        self._batcher = Batcher()
+        self._batcher.run(embedder.warm_up)
+        self._healthy, self._health_checked = True, time.monotonic()
+        self._threads = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="prepare")
+
+    @classmethod
+    def load(cls, pull: PulledModel, settings: Settings, timer: StageTimer) -> Service:
+        """Load the model of `pull` and log what is ready. Raises as `load_embedder` does."""
+        with no_garbage_collection():
+            model = load_embedder(pull, settings.device, timer=timer)
+            service = cls(model, settings)
+        timer.end_stage("warm up")
+        embedder, manifest = model.embedder, pull.manifest
+        log.info(
+            "ready: %s (%s), %d floats, %s, %s; %s; pulled %s",
+            manifest.model,
+            manifest.source,
+            embedder.config.embed_dim,
+            embedder.device,
+            str(embedder.dtype).removeprefix("torch."),
+            timer,
+            pull.summary(),
+        )
+        return service
+
+    async def embed_text(self, text: str) -> Embedding:
+        """Embed `text`, cut to the model's context length. Raises TextError, EmbeddingError."""
+        started = time.perf_counter()
+        if len(text) <= SHORT_TEXT:
+            tokens = self._tokenizer.tokenize(text)
+        else:
+            tokens = await self._off_loop(self._tokenizer.tokenize, text)
+        prepared = time.perf_counter()
+        done = await self._batcher.submit(self._texts, tokens)
+        if tokens.truncated:
+            log.info("text is cut: CLIP reads its first %d tokens", len(tokens.ids) - 2)
+        metrics: Metrics = {"tokens": len(tokens.ids), "truncated": tokens.truncated}
+        return _embedding(done, metrics, prepared - started)
+
+    async def embed_image(self, path: str | os.PathLike[str]) -> Embedding:
+        """Embed the image in the file `path`. Raises ImageError, EmbeddingError."""
+        if not isinstance(path, os.PathLike):
+            raise ImageError(
+                f"image is {str(path)[:80]!r}; send an http:// or https:// URL, or a data: URI"
+            )
+        started = time.perf_counter()
+        config = self._embedder.preprocess_config
+        pixels = await self._off_loop(
+            preprocess_image, path, config, self._max_image_pixels, self._fast_jpeg
+        )
+        prepared = time.perf_counter()
+        done = await self._batcher.submit(self._images, pixels)
+        metrics: Metrics = {"image_width": pixels.width, "image_height": pixels.height}
+        return _embedding(done, metrics, prepared - started)
+
+    async def is_healthy(self) -> bool:
+        """Check that the network still gives the vectors that it gave at setup.
+
+        A check runs after the batch that is running now and before all queued requests.
+        """
+        if time.monotonic() - self._health_checked > HEALTH_CHECK_SECONDS:
+            self._healthy = await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
+            self._health_checked = time.monotonic()
+        return self._healthy
+
+    async def _off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run `function` in a thread, so that the event loop serves other requests meanwhile."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+def _embedding(
+    done: BatchResult[npt.NDArray[np.float32]], metrics: Metrics, prepare_seconds: float
+) -> Embedding:
+    metrics["prepare_ms"] = round(1e3 * prepare_seconds, 3)
+    metrics["queue_ms"] = round(1e3 * done.queue_seconds, 3)
+    metrics["encode_ms"] = round(1e3 * done.encode_seconds, 3)
+    return Embedding(done.result, metrics)
