@@ -1,16 +1,22 @@
-"""Our figures and the peers', from one run on one machine.
+"""Measure this service and its peers, in one run on one machine.
 
-    bench.py cold-start|download|text|image|preprocess|http|search [--runs N] [--json FILE]
+    bench.py cold-start|download|text|image|preprocess|http|search
+             [--runs N] [--json FILE] [--baseline DIR]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
-download    bytes from a Cloud Storage API on this machine, and from nginx that limits connections
-text        captions in batches of 32, beside open_clip and transformers
+download    from a Cloud Storage API on this machine, and from nginx with limited connections
+text        captions in batches of 32, beside open_clip, OpenAI's clip and transformers
 image       images in batches of 4, beside the same
-preprocess  a photograph's file becomes pixels, beside the same
-http        the whole service under load, beside others that serve the same weights
-search      scripts/search.py: a query over 100,000 vectors, and indexing against the service's rate
+preprocess  from the file of a photograph to pixels, beside open_clip and transformers
+http        the whole service under load, beside other servers with the same weights
+search      scripts/search.py: a query over 100,000 vectors, and indexing
 
 Machines are noisy: quote medians and ratios. Everything runs in turn, after a warm-up of each.
+
+To compare with an earlier commit in the same run (cold-start, download, text):
+
+    git worktree add ../baseline COMMIT
+    scripts/bench.py cold-start --baseline ../baseline
 """
 
 from __future__ import annotations
@@ -19,13 +25,15 @@ import argparse
 import dataclasses
 import importlib
 import json
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if TYPE_CHECKING:
+    from scripts.benchmarks.report import Section
 
 BENCHMARKS = ("cold-start", "download", "text", "image", "preprocess", "http", "search")
+WITH_BASELINE = ("cold-start", "download", "text")
 
 
 def main() -> None:
@@ -34,32 +42,39 @@ def main() -> None:
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every value to FILE")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="a checkout of an earlier commit to compare"
+    )
     arguments = parser.parse_args()
+    if arguments.baseline and arguments.benchmark not in WITH_BASELINE:
+        parser.error(f"--baseline is available for {', '.join(WITH_BASELINE)}")
 
-    from local_server import image_environment
+    # Here, and not above: torch and the peers take seconds to import, and --help needs none.
+    from scripts.benchmarks.checkout import Checkout
+    from scripts.benchmarks.report import machine
 
-    # Servers are given what cog.yaml sets in the image; what is measured in this process is given
-    # the part of it that concerns memory.
-    tunables = "GLIBC_TUNABLES"
-    environment = {**os.environ, tunables: image_environment()[tunables]}
-    if arguments.benchmark == "download" and environment != os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-
-    from benchmarks import report
-
-    benchmark = importlib.import_module(f"benchmarks.{arguments.benchmark.replace('-', '_')}")
-    text, figures = benchmark.run(arguments.runs)
-    print(f"\nbench.py {arguments.benchmark}: {report.machine()}\n\n{text}")
+    module = arguments.benchmark.replace("-", "_")
+    benchmark = importlib.import_module(f"scripts.benchmarks.{module}")
+    options = {}
+    if arguments.baseline:
+        options["baseline"] = Checkout.open_baseline(arguments.baseline)
+    sections = benchmark.run(arguments.runs, **options)
+    print(f"\nbench.py {arguments.benchmark}: {machine()}")
+    for section in sections:
+        print(f"\n{section.text}")
     if arguments.json:
-        document = {
-            "benchmark": arguments.benchmark,
-            "machine": report.machine(),
-            "figures": [
-                {**dataclasses.asdict(figure), "median": figure.median} for figure in figures
-            ],
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        _write_json(arguments.json, arguments.benchmark, machine(), sections)
+
+
+def _write_json(path: Path, benchmark: str, machine: str, sections: Sequence[Section]) -> None:
+    figures = [
+        {**dataclasses.asdict(figure), "median": figure.median}
+        for section in sections
+        for figure in section.figures
+    ]
+    document = {"benchmark": benchmark, "machine": machine, "figures": figures}
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

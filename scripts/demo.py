@@ -1,7 +1,8 @@
-"""The whole service on this machine, visibly: see `scripts/demo`.
+"""Run the whole service on this machine and show what it does. Start it with `scripts/demo`.
 
-A Cloud Storage emulator, a small trained CLIP published into it, the real Cog server pulling it,
-sentences and drawings embedded over HTTP, and what each sentence finds: in words and in a picture.
+It publishes a small trained CLIP to an emulator of Cloud Storage, starts the real Cog server with
+it, embeds sentences and drawings over HTTP, and shows which drawings match each sentence best, as
+text and as a picture.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-import contact_sheet
-from contact_sheet import Find, Row
-from drawings import Drawing, held_out
-from embedding_client import Client
-from gcs_emulator import gcs_emulator
-from local_server import ROOT, CogServer
+from scripts.lib import contact_sheet
+from scripts.lib.cog_server import ROOT, CogServer
+from scripts.lib.contact_sheet import Match, ResultRow
+from scripts.lib.drawings import Drawing, held_out
+from scripts.lib.embedding_client import Client
+from scripts.lib.gcs_emulator import gcs_emulator
 
-# What people might ask for, and the drawing they would mean.
+# Queries that people might write, and the name of the drawing that is the right answer.
 SENTENCES = {
     "a slice of pizza": "pizza",
     "a red sports car": "automobile",
@@ -45,66 +46,74 @@ SENTENCES = {
 MODEL = ROOT / "demo_model"
 ARCHITECTURE = ROOT / "scripts" / "training" / "emoji_clip.json"
 PICTURE = ROOT / "demo-output" / "demo.png"
-SHOWN = 6  # drawings for each sentence
-EVERY = 10  # of the held-out drawings, beside those meant: enough to search in, and soon embedded
+MATCHES_DRAWN = 6  # per sentence, in the picture
+MATCHES_PRINTED = 4  # per sentence
+# Every tenth held-out drawing is used, beside the right answers: all would take a minute.
+DRAWINGS_STEP = 10
+CONCURRENCY = 16  # requests
 
 
-def step(text: str) -> None:
+def print_step(text: str) -> None:
+    """Print a headline, in bold on a terminal."""
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
 def run(*command: str, **environment: str) -> None:
-    """Run a script of this project, showing the command and its last line."""
+    """Run a script of this project; print the command and the last line of its output."""
     print("  $ " + " ".join(command))
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    print("  " + done.stdout.strip().splitlines()[-1])
+    if completed.returncode:
+        raise SystemExit(completed.stderr)
+    print("  " + completed.stdout.strip().splitlines()[-1])
 
 
 def embed_all(
     client: Client, drawings: Sequence[Drawing]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Vectors of length 1 of all sentences and all drawings; many requests at a time."""
+    """Embed all sentences and drawings with concurrent requests.
+
+    Returns vectors of length 1: float32 [sentences, D] and [drawings, D].
+    """
     calls: list[Callable[[], npt.NDArray[np.float32]]] = []
     calls += [functools.partial(client.text, sentence) for sentence in SENTENCES]
     calls += [functools.partial(client.image_bytes, d.png(), "drawing.png") for d in drawings]
     begin = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        done = pool.map(lambda call: call(), calls)
-        vectors = np.array(list(tqdm(done, "  embedding", len(calls), leave=False)))
+    with concurrent.futures.ThreadPoolExecutor(CONCURRENCY) as pool:
+        results = pool.map(lambda call: call(), calls)
+        vectors = np.array(list(tqdm(results, "  embedding", len(calls), leave=False)))
     seconds = time.perf_counter() - begin
-    print(f"  {len(calls)} vectors in {seconds:.1f} s: {len(calls) / seconds:.0f} a second")
+    print(f"  {len(calls)} embeddings in {seconds:.1f} s ({len(calls) / seconds:.0f}/s)")
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors[: len(SENTENCES)], vectors[len(SENTENCES) :]
 
 
-def show(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float32]) -> None:
-    """The ranking in words, and in one picture. similarity: [sentences, drawings]."""
+def show_matches(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float32]) -> None:
+    """Print the best matches and draw them in PICTURE. similarity: [sentences, drawings]."""
     names = [drawing.name for drawing in drawings]
-    meant = [names.index(name) for name in SENTENCES.values()]
+    answers = [names.index(name) for name in SENTENCES.values()]
     rows = []
-    for sentence, expected, scores in zip(SENTENCES, meant, similarity, strict=True):
-        best = np.argsort(-scores)[:SHOWN]
-        print(f"  {sentence:<30}" + ", ".join(f"{names[i]} {scores[i]:.2f}" for i in best[:4]))
-        finds = [
-            Find(drawings[i].picture, names[i], float(scores[i]), right=bool(i == expected))
-            for i in best
+    for sentence, answer, scores in zip(SENTENCES, answers, similarity, strict=True):
+        best = np.argsort(-scores)
+        printed = (f"{names[i]} {scores[i]:.2f}" for i in best[:MATCHES_PRINTED])
+        print(f"  {sentence:<30}" + ", ".join(printed))
+        matches = [
+            Match(drawings[i].picture, names[i], float(scores[i]), expected=bool(i == answer))
+            for i in best[:MATCHES_DRAWN]
         ]
-        rows.append(Row(sentence, finds))
-    picture = contact_sheet.below(
-        contact_sheet.sheet(f"The best of {len(names)} drawings for each sentence", rows),
-        contact_sheet.heat_map(
-            "Each sentence with each of the drawings meant (framed above, where found)",
-            similarity[:, meant],
+        rows.append(ResultRow(sentence, matches))
+    picture = contact_sheet.stack(
+        contact_sheet.draw_results(f"Best matches of {len(names)} drawings per sentence", rows),
+        contact_sheet.draw_heat_map(
+            "Similarity of each sentence to each right answer (framed above, where among the best)",
+            similarity[:, answers],
             list(SENTENCES),
-            [drawings[i].picture for i in meant],
+            [drawings[i].picture for i in answers],
         ),
     )
     PICTURE.parent.mkdir(exist_ok=True)
@@ -113,10 +122,10 @@ def show(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float32]) -> No
 
 def main() -> None:
     started = time.perf_counter()
-    step("1  Cloud Storage: the fake-gcs-server emulator, with a bucket called models")
+    print_step("1  Start Cloud Storage: the fake-gcs-server emulator, with a bucket named models")
     with gcs_emulator("models") as url:
         emulator = {"STORAGE_EMULATOR_HOST": url}
-        step("2  Publishing the demo's model: a small CLIP trained on emoji drawings (demo_model/)")
+        print_step("2  Publish the model: a small CLIP trained on emoji drawings (demo_model/)")
         [weights] = MODEL.glob("*.safetensors")
         run(
             "scripts/publish_weights.py",
@@ -124,35 +133,36 @@ def main() -> None:
             *("--model", str(ARCHITECTURE.relative_to(ROOT))),
             **emulator,
         )
-        step("3  The Cog server, with CLIP_WEIGHTS=gs://models/demo")
+        print_step("3  Start the Cog server with CLIP_WEIGHTS=gs://models/demo")
         begin = time.perf_counter()
         with CogServer({"CLIP_WEIGHTS": "gs://models/demo", **emulator}) as server:
             server.wait_ready()
-            print(f"  READY after {time.perf_counter() - begin:.2f} s, of which")
+            print(f"  READY after {time.perf_counter() - begin:.2f} s:")
             for line in re.findall(r"ready: .*", server.setup_log()):
                 print("  " + line.removeprefix("ready: ").replace("; ", "\n  "))
             drawings = [
                 drawing
-                for place, drawing in enumerate(held_out())
-                if place % EVERY == 0 or drawing.name in SENTENCES.values()
+                for number, drawing in enumerate(held_out())
+                if number % DRAWINGS_STEP == 0 or drawing.name in SENTENCES.values()
             ]
-            step(
-                f"4  {len(SENTENCES)} sentences and {len(drawings)} drawings by a hand the model"
-                f" has never seen (Twemoji)\n   POST {server.url}/predictions"
+            print_step(
+                f"4  Embed {len(SENTENCES)} sentences and {len(drawings)} drawings in a style the"
+                f" model was not trained on (Twemoji)\n   POST {server.url}/predictions"
             )
             texts, images = embed_all(Client(server.url), drawings)
-            first = server.predict(text=next(iter(SENTENCES)))
-            print(f"  “{next(iter(SENTENCES))}”")
-            print("    output   [" + ", ".join(f"{v:.4f}" for v in first["output"][:6]) + ", …]")
-            print("    metrics  " + json.dumps(first["metrics"]))
-        step("5  What each sentence finds, by cosine similarity")
-        show(drawings, texts @ images.T)
+            sentence = next(iter(SENTENCES))
+            response = server.predict(text=sentence)
+            print(f"  “{sentence}”")
+            print("    output   [" + ", ".join(f"{v:.4f}" for v in response["output"][:6]) + ", …]")
+            print("    metrics  " + json.dumps(response["metrics"]))
+        print_step("5  Best matches per sentence, with cosine similarity")
+        show_matches(drawings, texts @ images.T)
         print(
-            f"\n  To look at: {PICTURE.relative_to(ROOT)}\n"
-            "\n  Frames mark the drawing meant. This model was trained on emoji alone: asked by\n"
-            "  name, it has the right one of 1,914 drawings among its best five in more than half\n"
-            "  of all cases (demo_model/README.md). For meaning to rely on, publish\n"
-            "  OpenAI's release (see README, “Your own bucket”)."
+            f"\n  Picture: {PICTURE.relative_to(ROOT)} (a frame marks the right answer)\n"
+            "\n  This small model was trained on emoji only. With a drawing's name as the query,\n"
+            "  the right one of 1,914 drawings is among the best five in more than half of all\n"
+            "  cases (demo_model/README.md). For real use publish OpenAI's CLIP: see “Weights” in\n"
+            "  README.md."
         )
     print(f"\nDone in {time.perf_counter() - started:.1f} s; nothing is left running.")
 

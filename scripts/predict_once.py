@@ -1,4 +1,10 @@
-"""Start the service, make one prediction, print its output as JSON. See `scripts/predict`."""
+"""Start the service, make one prediction, and print its output as JSON.
+
+    CLIP_WEIGHTS=… scripts/predict -i text="a red bicycle"
+    CLIP_WEIGHTS=… scripts/predict -i image=@photo.jpg
+
+Use it through `scripts/predict`. The server is stopped however this command ends.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +13,19 @@ import base64
 import json
 import mimetypes
 import os
+import signal
 import sys
 import tempfile
-import urllib.error
 from pathlib import Path
+from types import FrameType
 
-from local_server import CogServer
+import httpx
+
+from scripts.lib.cog_server import CogServer
 
 
 def read_input(argument: str) -> tuple[str, str]:
-    """NAME=VALUE or NAME=@FILE, as `cog predict -i` takes them; a file becomes a data: URI."""
+    """Parse NAME=VALUE or NAME=@FILE, like `cog predict -i`; a file becomes a data URI."""
     name, equals, value = argument.partition("=")
     if not equals:
         raise SystemExit(f"-i {argument}: write NAME=VALUE or NAME=@FILE")
@@ -25,12 +34,15 @@ def read_input(argument: str) -> tuple[str, str]:
     file = Path(value[1:])
     if not file.is_file():
         raise SystemExit(f"-i {argument}: there is no file {file}")
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    return name, f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return name, f"data:{media_type};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def absolute(*names: str) -> dict[str, str]:
-    """Those of these variables that hold a path, made absolute: the server runs elsewhere."""
+def absolute_paths(*names: str) -> dict[str, str]:
+    """Return the environment variables in `names` that hold a path, made absolute.
+
+    The server runs in another directory.
+    """
     values = {name: os.environ.get(name, "") for name in names}
     return {
         name: str(Path(value).expanduser().resolve())
@@ -39,18 +51,36 @@ def absolute(*names: str) -> dict[str, str]:
     }
 
 
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
+    """Unwind the stack, so that the server is stopped before this process ends."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/predict", description=__doc__)
-    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE")
+    parser = argparse.ArgumentParser(
+        prog="scripts/predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-i",
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an input, text or image; NAME=@FILE sends a file",
+    )
     inputs = dict(map(read_input, parser.parse_args().input))
-    paths = absolute("CLIP_WEIGHTS", "CLIP_WEIGHTS_CACHE", "GOOGLE_APPLICATION_CREDENTIALS")
-    # The server's own log is thirty lines of JSON: shown only if nothing else says what failed.
+    paths = absolute_paths("CLIP_WEIGHTS", "CLIP_WEIGHTS_CACHE", "GOOGLE_APPLICATION_CREDENTIALS")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, exit_on_signal)
+    # The server's log is thirty lines of JSON: shown only if the server exits without an answer.
     with tempfile.TemporaryFile() as log, CogServer(paths, log=log) as server:
         try:
             server.wait_ready()
             response = server.predict(**inputs)
-        except urllib.error.HTTPError as error:
-            raise SystemExit(error.read().decode()) from error
+        except httpx.HTTPStatusError as error:
+            raise SystemExit(error.response.text) from error
         except (RuntimeError, OSError) as error:
             if server.process is not None and server.process.poll() is not None:
                 log.seek(0)

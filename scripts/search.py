@@ -1,15 +1,16 @@
-"""Search a folder of pictures by words or by another picture, through a running service.
+"""Search a folder of pictures by text or by another picture, through a running service.
 
     search.py index FOLDER       [--url URL] [--db FOLDER] [--in-flight N]
     search.py query TEXT|PICTURE [--url URL] [--db FOLDER] [--count N] [--sheet FILE]
 
-URL is a local Cog server or container (default http://localhost:5000), or where Replicate creates
-predictions: https://api.replicate.com/v1/predictions with --version, or a deployment's
-…/v1/deployments/OWNER/NAME/predictions; the token comes from REPLICATE_API_TOKEN.
+URL is a local Cog server or container (default http://localhost:5000), or an address where
+Replicate creates predictions: https://api.replicate.com/v1/predictions with --version, or
+https://api.replicate.com/v1/deployments/OWNER/NAME/predictions. The token for Replicate is read
+from REPLICATE_API_TOKEN.
 
-`index` can be stopped at any time and run again: what is stored is not embedded twice, what has
-changed is embedded again, what is gone is forgotten. Files the service refuses are named and
-skipped. `query` prints the ranking and writes a contact sheet.
+`index` can be interrupted and run again at any time. It embeds new and changed files, and removes
+deleted files from the index. Files that the service refuses are listed and skipped.
+`query` prints the ranking and writes a contact sheet.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from contact_sheet import Find, Row, sheet
-from embedding_client import Client, RefusedError, ServiceError
-from picture_index import PROBE, Entry, IndexMismatchError, PictureIndex, Stamp
+from scripts.lib.contact_sheet import Match, ResultRow, draw_results
+from scripts.lib.embedding_client import Client, RefusedError, ServiceError
+from scripts.lib.picture_index import PROBE, Entry, IndexMismatchError, PictureIndex, Stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SUFFIXES += (".heic", ".heif")
-# What waits in memory to be stored: so much is embedded again after a crash, at most.
+# Embeddings are stored in batches. After a crash, at most one batch has to be embedded again.
 STORE_EVERY = 256  # pictures
 STORE_SECONDS = 5.0
+PREVIEW_SIZE = 512  # pixels; pictures on the contact sheet are smaller
+MATCHES_PER_ROW = 6
 
 
 @dataclass
 class Report:
-    """What `index_folder` did. skipped: file and reason."""
+    """Result of `index_folder`, in pictures. kept: unchanged. skipped: file and reason."""
 
     embedded: int = 0
     kept: int = 0
@@ -48,7 +53,7 @@ class Report:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Files that look like pictures by their names, in order, hidden ones left out."""
+    """Return the files with the suffix of a picture, sorted, without hidden files and folders."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     return sorted(
         path
@@ -59,43 +64,47 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def index_folder(folder: Path, client: Client, index: PictureIndex, in_flight: int) -> Report:
-    """Bring `index` up to date with `folder`. Raises ServiceError; what is embedded is kept."""
+    """Update `index` from `folder`, with `in_flight` concurrent requests.
+
+    Raises ServiceError; pictures that are embedded by then are stored.
+    """
     folder = folder.resolve()
     report = Report()
     stored = index.stamps()
     paths = pictures_in(folder)
-    here = {str(path) for path in paths}
-    gone = [p for p in stored if Path(p).is_relative_to(folder) and p not in here]
-    index.remove(gone)
-    report.removed = len(gone)
+    present = {str(path) for path in paths}
+    deleted = [p for p in stored if Path(p).is_relative_to(folder) and p not in present]
+    index.remove(deleted)
+    report.removed = len(deleted)
 
-    waiting: list[Entry] = []
-    last = time.monotonic()
+    pending: list[Entry] = []
+    last_store = time.monotonic()
 
-    def store(least: int) -> None:
-        nonlocal last
-        overdue = time.monotonic() - last > STORE_SECONDS
-        if len(waiting) >= least or (waiting and overdue):
-            index.put(waiting)
-            waiting.clear()
-            last = time.monotonic()
+    def store(min_entries: int) -> None:
+        nonlocal last_store
+        overdue = time.monotonic() - last_store > STORE_SECONDS
+        if len(pending) >= min_entries or (pending and overdue):
+            index.put(pending)
+            pending.clear()
+            last_store = time.monotonic()
 
     progress = tqdm(total=len(paths), desc="indexing", unit="picture")
     with ThreadPoolExecutor(in_flight) as pool, progress:
         try:
-            for path, result in _embedded(_changed(paths, stored, report, progress), client, pool):
+            changed = _changed(paths, stored, report, progress)
+            for path, result in _embed_files(changed, client, pool, 2 * in_flight):
                 progress.update()
                 if isinstance(result, Entry):
-                    waiting.append(result)
+                    pending.append(result)
                     report.embedded += 1
                 else:
                     report.skipped.append((path, result))
                     progress.write(f"skipped {path}: {result}", file=sys.stderr)
                 store(STORE_EVERY)
-        finally:  # also when interrupted
+        finally:  # also after KeyboardInterrupt
             pool.shutdown(wait=False, cancel_futures=True)
             store(1)
-    if report.embedded or gone:
+    if report.embedded or deleted:
         index.compact()
     return report
 
@@ -103,7 +112,7 @@ def index_folder(folder: Path, client: Client, index: PictureIndex, in_flight: i
 def _changed(
     paths: Sequence[Path], stored: dict[str, Stamp], report: Report, progress: tqdm[None]
 ) -> Iterator[tuple[Path, Stamp]]:
-    """The files that are not stored as they are now."""
+    """Yield the files that are not in the index, or have changed since."""
     for path in paths:
         try:
             stamp = Stamp.of(path)
@@ -118,10 +127,13 @@ def _changed(
             yield path, stamp
 
 
-def _embedded(
-    files: Iterator[tuple[Path, Stamp]], client: Client, pool: ThreadPoolExecutor
+def _embed_files(
+    files: Iterator[tuple[Path, Stamp]], client: Client, pool: ThreadPoolExecutor, max_queued: int
 ) -> Iterator[tuple[Path, Entry | str]]:
-    """Every file's entry, or why there is none, as they come; a few more are under way."""
+    """Yield each file with its entry, or the reason why it is skipped, in order of completion.
+
+    max_queued: files submitted to `pool` and not yielded yet.
+    """
 
     def embed(path: Path, stamp: Stamp) -> Entry | str:
         try:
@@ -129,39 +141,38 @@ def _embedded(
         except (OSError, RefusedError) as error:
             return str(error)
 
-    ahead = 2 * pool._max_workers
-    running: dict[Future[Entry | str], Path] = {}
+    queued: dict[Future[Entry | str], Path] = {}
     while True:
         for path, stamp in files:
-            running[pool.submit(embed, path, stamp)] = path
-            if len(running) >= ahead:
+            queued[pool.submit(embed, path, stamp)] = path
+            if len(queued) >= max_queued:
                 break
-        if not running:
+        if not queued:
             return
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        done, _ = wait(queued, return_when=FIRST_COMPLETED)
         for future in done:
-            yield running.pop(future), future.result()
+            yield queued.pop(future), future.result()
 
 
-def query_vector(client: Client, query: str) -> tuple[str | Image.Image, Sequence[float]]:
-    """What was asked for, to be shown, and its vector. A file's name asks with its picture."""
+def embed_query(client: Client, query: str) -> tuple[str | Image.Image, npt.NDArray[np.float32]]:
+    """Return the query as it is shown, and its vector. A name with a picture's suffix is a file."""
     path = Path(query)
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise SystemExit(f"{query}: no such file")
-        return _picture(path), client.image(path)  # type: ignore[return-value]
-    return query, client.text(query)  # type: ignore[return-value]
+        return _preview(path), client.image(path)
+    return query, client.text(query)
 
 
-def _picture(path: Path) -> Image.Image:
-    """To look at; what this machine cannot open is an empty place."""
+def _preview(path: Path) -> Image.Image:
+    """Open a picture for the contact sheet; a grey square if it cannot be opened."""
     if path.suffix.lower() in (".heic", ".heif"):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     try:
         with Image.open(path) as picture:
-            picture.draft("RGB", (512, 512))
+            picture.draft("RGB", (PREVIEW_SIZE, PREVIEW_SIZE))
             picture.load()
             return picture.copy()
     except (OSError, ValueError):
@@ -176,16 +187,20 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     index = commands.add_parser("index", help="embed a folder of pictures")
     index.add_argument("folder", type=Path)
     index.add_argument(
-        "--in-flight", type=int, default=32, help="requests at a time (default: 32, Cog's limit)"
+        "--in-flight", type=int, default=32, help="concurrent requests (default: 32)"
     )
-    query = commands.add_parser("query", help="find pictures by words or by a picture")
+    query = commands.add_parser("query", help="find pictures by text or by a picture")
     query.add_argument("query", metavar="TEXT|PICTURE")
-    query.add_argument("--count", type=int, default=12, help="how many (default: 12)")
-    query.add_argument("--sheet", type=Path, default=ROOT / ".cache" / "search.png")
+    query.add_argument("--count", type=int, default=12, help="number of results (default: 12)")
+    query.add_argument(
+        "--sheet", type=Path, default=ROOT / ".cache" / "search.png", help="contact sheet"
+    )
     for command in (index, query):
-        command.add_argument("--url", default="http://localhost:5000")
-        command.add_argument("--version", help="the model's, for Replicate's /v1/predictions")
-        command.add_argument("--db", type=Path, default=ROOT / ".cache" / "search-index")
+        command.add_argument("--url", default="http://localhost:5000", help="the service")
+        command.add_argument("--version", help="model version, for Replicate's /v1/predictions")
+        command.add_argument(
+            "--db", type=Path, default=ROOT / ".cache" / "search-index", help="folder of the index"
+        )
     return parser.parse_args(arguments)
 
 
@@ -204,19 +219,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             index = PictureIndex(options.db, client.text(PROBE), create=False)
-            shown, vector = query_vector(client, options.query)
+            shown, vector = embed_query(client, options.query)
             hits = index.nearest(vector, options.count)
             for rank, hit in enumerate(hits, 1):
                 print(f"{rank:>4}  {hit.score:.4f}  {hit.path}")
-            finds = [Find(_picture(Path(h.path)), Path(h.path).name, h.score) for h in hits]
-            rows = [Row(shown, finds[i : i + 6]) for i in range(0, len(finds), 6)]
+            matches = [Match(_preview(Path(h.path)), Path(h.path).name, h.score) for h in hits]
+            rows = [
+                ResultRow(shown, matches[i : i + MATCHES_PER_ROW])
+                for i in range(0, len(matches), MATCHES_PER_ROW)
+            ]
             options.sheet.parent.mkdir(parents=True, exist_ok=True)
-            sheet(f"{len(hits)} of {options.db.name}", rows).save(options.sheet)
+            draw_results(f"{len(hits)} results from {options.db.name}", rows).save(options.sheet)
             print(f"contact sheet: {options.sheet}")
     except (ServiceError, RefusedError, IndexMismatchError) as error:
         raise SystemExit(f"search.py: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("\nstopped; run the same command to go on") from None
+        raise SystemExit("\ninterrupted; run the same command again to continue") from None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Many predictions through the real Cog server: mixed, partly bad, partly abandoned.
+"""Load the real Cog server with many predictions: valid, invalid and abandoned ones.
 
     soak.py [--predictions N]
 
-Every request is answered once, with the right vector or the right error; the worker's memory,
-threads and open files do not grow, and no temporary file stays. A tiny model with random weights is
-served, since what is looked at here does not depend on its size.
+Checks that each request gets the right vector or the right error, that the worker's memory, threads
+and open files do not grow, and that no temporary file is left. The model is tiny and has random
+weights: none of this depends on its size.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from clip_embed.cog_workarounds import temp_files
+from scripts.lib.cog_server import CACHE, ROOT, CogServer
 
-from clip_embed import leftovers
-from local_server import CACHE, ROOT, CogServer
-
-IN_FLIGHT = 32
-LIMIT_MEGABYTES = 50
-IDLE_SECONDS = 12  # Tokio's threads end after ten without work
-TOLERANCE = 2e-5
-MODEL = ROOT / "tests" / "tiny.json"
+CONCURRENCY = 32  # requests
+MAX_GROWTH_MB = 50  # of the worker's memory
+MAX_GROWTH_COUNT = 2  # of its threads and open files
+IDLE_SECONDS = 12  # Tokio ends threads that were idle for ten seconds
+TOLERANCE = 2e-5  # a batch changes a vector by less
+ABANDONED = 0.05  # share of requests
+ABANDONED_SECONDS = (0.001, 0.02)  # range of their client's timeout
+TIMEOUT = 60.0  # seconds for other requests
+BUSY_SECONDS = 0.02  # pause after 409
+MODEL = ROOT / "tests" / "data" / "tiny.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request and what must come of it. error: part of the message; vector: [D]."""
+    """A request and its expected result. error: part of the message. vector: float32 [D]."""
 
     name: str
     inputs: dict[str, str]
@@ -51,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the worker holds. megabytes: resident."""
+    """Resources of the worker. megabytes: resident memory. files: open file descriptors."""
 
     megabytes: float
     threads: int
@@ -59,31 +62,35 @@ class Footprint:
 
 
 def temporary_files(server: CogServer) -> list[Path]:
+    """Return the files in the server's temporary directory."""
     return [path for path in Path(server.directory, "tmp").rglob("*") if path.is_file()]
 
 
 def footprint(worker: psutil.Process) -> Footprint:
+    """Measure the resources of `worker`."""
     with worker.oneshot():
         return Footprint(worker.memory_info().rss / 1e6, worker.num_threads(), worker.num_fds())
 
 
-def cases(server: CogServer) -> list[Case]:
-    """Good ones with the vector the server gives when it has nothing else to do, and bad ones."""
+def make_cases(server: CogServer) -> list[Case]:
+    """Return valid requests, with the vectors that the idle server returns, and invalid ones."""
     photos = [path.read_bytes() for path in sorted((ROOT / "examples").glob("*.jpg"))]
-    good = [{"text": f"{count} red bicycles" + " and a bell" * (count % 20)} for count in range(40)]
-    good += [{"image": _uri(photo)} for photo in photos]
-    found = [
-        Case(next(iter(inputs)), inputs, vector=np.array(server.predict(**inputs)["output"]))
-        for inputs in good
+    inputs = [
+        {"text": f"{count} red bicycles" + " and a bell" * (count % 20)} for count in range(40)
     ]
-    bad = [
+    inputs += [{"image": _uri(photo)} for photo in photos]
+    valid = [
+        Case(next(iter(values)), values, vector=np.array(server.predict(**values)["output"]))
+        for values in inputs
+    ]
+    invalid = [
         Case("nothing", {}, error="nothing to embed"),
         Case("blank text", {"text": " \t "}, error="no visible character"),
         Case("cut photo", {"image": _uri(photos[0][:20_000])}, error="damaged"),
         Case("not an image", {"image": _uri(b"<html></html>")}, error="not an image"),
     ]
-    # Each three times: a fifth of all requests is bad.
-    return found + [case for case in bad for _ in range(3)]
+    # Three times each, so that a fifth of all requests is invalid.
+    return valid + 3 * invalid
 
 
 def _uri(data: bytes) -> str:
@@ -91,56 +98,52 @@ def _uri(data: bytes) -> str:
 
 
 async def soak(server: CogServer, count: int) -> tuple[collections.Counter[str], list[str]]:
-    """`count` predictions, IN_FLIGHT at a time; how many of each outcome, and what was wrong."""
-    mix, chance = cases(server), random.Random(1)
+    """Send `count` requests. Return the number of each outcome, and descriptions of failures."""
+    cases, rng = make_cases(server), random.Random(1)
     outcomes: collections.Counter[str] = collections.Counter()
-    wrong: list[str] = []
+    failures: list[str] = []
     progress = tqdm(total=count, unit=" predictions", disable=None)
     left = iter(range(count))
 
     async def client(http: httpx.AsyncClient) -> None:
         for _ in left:
-            case = chance.choice(mix)
-            hurry = chance.random() < 0.05
+            case = rng.choice(cases)
+            abandoned = rng.random() < ABANDONED
+            timeout = rng.uniform(*ABANDONED_SECONDS) if abandoned else TIMEOUT
+            body = {"input": case.inputs}
             try:
-                answer = await http.post(
-                    "/predictions",
-                    json={"input": case.inputs},
-                    timeout=chance.uniform(0.001, 0.02) if hurry else 60,
-                )
+                response = await http.post("/predictions", json=body, timeout=timeout)
             except httpx.TimeoutException:
-                if not hurry:
-                    wrong.append(f"{case.name}: no answer within 60 s")
+                if not abandoned:
+                    failures.append(f"{case.name}: no response within {TIMEOUT:.0f} s")
                 outcomes["abandoned by the client"] += 1
             else:
-                problem = judge(case, answer)
-                if problem == "busy":
-                    # An abandoned prediction holds its place until it has noticed.
+                if response.status_code == 409:
+                    # An abandoned prediction holds its slot until it notices.
                     outcomes["refused, 409"] += 1
-                    await asyncio.sleep(0.02)
-                elif problem:
-                    wrong.append(f"{case.name}: {problem}")
+                    await asyncio.sleep(BUSY_SECONDS)
+                elif failure := find_failure(case, response):
+                    failures.append(f"{case.name}: {failure}")
                 else:
                     outcomes["right error" if case.error else "right vector"] += 1
             progress.update()
 
-    limits = httpx.Limits(max_connections=IN_FLIGHT)
-    async with httpx.AsyncClient(base_url=server.url, limits=limits) as http:
-        await asyncio.gather(*(client(http) for _ in range(IN_FLIGHT)))
+    limits = httpx.Limits(max_connections=CONCURRENCY)
+    # trust_env: a proxy in the environment is not for this machine.
+    async with httpx.AsyncClient(base_url=server.url, limits=limits, trust_env=False) as http:
+        await asyncio.gather(*(client(http) for _ in range(CONCURRENCY)))
     progress.close()
-    return outcomes, wrong
+    return outcomes, failures
 
 
-def judge(case: Case, answer: httpx.Response) -> str | None:
-    """What is wrong with `answer`; "busy" if it was refused, None if nothing is."""
-    if answer.status_code == 409:
-        return "busy"
-    document = answer.json()
+def find_failure(case: Case, response: httpx.Response) -> str | None:
+    """Compare a response with the expected result. None if it is right."""
+    document = response.json()
     if case.error is not None:
-        said = str(document.get("error"))
-        return None if case.error in said else f"{answer.status_code} {said[:200]!r}"
+        error = str(document.get("error"))
+        return None if case.error in error else f"{response.status_code} {error[:200]!r}"
     if document.get("status") != "succeeded":
-        return f"{answer.status_code} {str(document)[:200]}"
+        return f"{response.status_code} {str(document)[:200]}"
     difference = np.abs(np.array(document["output"]) - case.vector).max()
     return None if difference <= TOLERANCE else f"differs by {difference:.1e}"
 
@@ -149,7 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--predictions", type=int, default=20_000, metavar="N")
+    parser.add_argument(
+        "--predictions", type=int, default=20_000, metavar="N", help="default: 20000"
+    )
     count = parser.parse_args().predictions
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
@@ -161,37 +166,40 @@ def main() -> None:
             server.wait_ready()
             assert server.process is not None
             [worker] = psutil.Process(server.process.pid).children()
-            asyncio.run(soak(server, max(count // 10, 500)))  # to warm up
+            asyncio.run(soak(server, max(count // 10, 500)))  # warm up
             time.sleep(IDLE_SECONDS)
             before, begin = footprint(worker), time.perf_counter()
-            outcomes, wrong = asyncio.run(soak(server, count))
+            outcomes, failures = asyncio.run(soak(server, count))
             seconds = time.perf_counter() - begin
             time.sleep(IDLE_SECONDS)
             after = footprint(worker)
-            forgotten = temporary_files(server)
-            # What Cog forgets is removed with the next image after some minutes: as if they were
-            # over.
-            for path in forgotten:
+            leaked = temporary_files(server)
+            # The service removes files that Cog leaked when they are old, with the next image.
+            # Make them old.
+            for path in leaked:
                 os.utime(path, (0, 0))
-            time.sleep(leftovers.SWEEP_SECONDS)
+            time.sleep(temp_files.SWEEP_SECONDS)
             server.predict(image=_uri((ROOT / "examples" / "cat.jpg").read_bytes()))
             files = temporary_files(server)
             status = server.health()["status"]
     for outcome, number in outcomes.most_common():
         print(f"{number:>8,}  {outcome}")
-    print(f"{sum(outcomes.values()) + len(wrong):>8,}  in {seconds:.0f} s; the service is {status}")
+    total = sum(outcomes.values()) + len(failures)
+    print(f"{total:>8,}  in {seconds:.0f} s; the service is {status}")
     print(
-        f"before: {before}\nafter:  {after}\ntemporary files: {len(forgotten)} forgotten by Cog,"
+        f"before: {before}\nafter:  {after}\ntemporary files: {len(leaked)} leaked by Cog,"
         f" {len(files)} left"
     )
-    if after.megabytes - before.megabytes > LIMIT_MEGABYTES:
-        wrong.append(f"memory grew by {after.megabytes - before.megabytes:.0f} MB")
-    if after.threads > before.threads + 2 or after.files > before.files + 2:
-        wrong.append("threads or files were left open")
+    if after.megabytes - before.megabytes > MAX_GROWTH_MB:
+        failures.append(f"memory grew by {after.megabytes - before.megabytes:.0f} MB")
+    if max(after.threads - before.threads, after.files - before.files) > MAX_GROWTH_COUNT:
+        failures.append("threads or files were left open")
     if files or status != "READY":
-        wrong.append(f"{status}, files left: {files[:3]}")
-    if wrong:
-        raise SystemExit(f"{len(wrong)} wrong, the first of them:\n" + "\n".join(wrong[:10]))
+        failures.append(f"{status}, files left: {files[:3]}")
+    if failures:
+        raise SystemExit(
+            f"{len(failures)} failures, the first of them:\n" + "\n".join(failures[:10])
+        )
 
 
 if __name__ == "__main__":

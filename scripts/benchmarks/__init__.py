@@ -1,1 +1,1 @@
-"""What `scripts/bench.py` measures, one file each; `peers/` holds what we are held against."""
+"""The benchmarks of `scripts/bench.py`, one file each. `peers/` holds what they compare with."""

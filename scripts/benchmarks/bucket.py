@@ -1,4 +1,4 @@
-"""An emulated bucket with full-size ViT-L/14 in it, in our form and in the peers'."""
+"""Fill an emulated bucket with full-size ViT-L/14, as published and as the peers read it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
-
-import publish_weights
-from benchmarks.peers import convert
-from clip_embed.config import ClipConfig
-from gcs_emulator import gcs_emulator
-from local_server import CACHE
+from clip_embed.model.config import ClipConfig
+from scripts.benchmarks.peers import convert
+from scripts.lib.cog_server import CACHE
+from scripts.lib.gcs_emulator import gcs_emulator
+from scripts.lib.storage import open_storage
+from scripts.publishing import DEFAULT_MODEL
+from scripts.publishing.model import Model, read_model
+from scripts.publishing.publish import publish
 
 PREFIX = "gs://models/ours"
 
 
 @contextlib.contextmanager
-def filled_bucket(peers: bool) -> Iterator[str]:
-    """The emulator's URL, also in STORAGE_EMULATOR_HOST; `gs://models` holds `random:0`."""
+def filled_bucket() -> Iterator[str]:
+    """Run the emulator with `random:0` in it; yield its URL, also in STORAGE_EMULATOR_HOST."""
     with gcs_emulator("models") as url:
         os.environ["STORAGE_EMULATOR_HOST"] = url
         try:
-            model = publish_weights.read_model("random:0", publish_weights.DEFAULT_MODEL)
-            publish_weights.publish(model, publish_weights.Bucket(PREFIX))
-            if peers:
-                _upload_peers(model)
+            model = read_model("random:0", DEFAULT_MODEL)
+            publish(model, open_storage(PREFIX))
+            _upload_for_peers(model)
             del model
             yield url
         finally:
             del os.environ["STORAGE_EMULATOR_HOST"]
 
 
-def _upload_peers(model: publish_weights.Model) -> None:
-    client = storage.Client(project="emulator", credentials=AnonymousCredentials())
+def _upload_for_peers(model: Model) -> None:
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-        folders = {name: Path(directory) / name for name in ("open_clip", "transformers")}
-        for folder in folders.values():
-            folder.mkdir()
-        convert.write_open_clip(folders["open_clip"], model.tensors)
+        for_open_clip, for_transformers = (
+            Path(directory) / name for name in ("open_clip", "transformers")
+        )
+        for_open_clip.mkdir()
+        convert.write_open_clip(for_open_clip, model.tensors)
+        for_transformers.mkdir()
         config = ClipConfig.from_open_clip(model.config["model_cfg"])
-        convert.write_transformers(folders["transformers"], config, model.tensors)
-        for name, folder in folders.items():
+        convert.write_transformers(for_transformers, config, model.tensors)
+        for folder in (for_open_clip, for_transformers):
+            bucket = open_storage(f"gs://models/{folder.name}")
             for path in sorted(folder.iterdir()):
-                blob = client.bucket("models").blob(f"{name}/{path.name}")
-                blob.upload_from_filename(path)
+                bucket.write(path.name, path.read_bytes())

@@ -1,4 +1,4 @@
-"""Captions as people write them: 5 to 20 words, the same ones in every run."""
+"""Make captions of 5 to 20 words, the same ones in every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SUBJECTS = (
     "a stack of old books",
     "a snow-covered mountain",
 )
-_DOINGS = (
+_DETAILS = (
     "leaning against a brick wall",
     "playing near the water",
     "looking straight into the camera",
@@ -37,9 +37,9 @@ _PLACES = (
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """`count` of them."""
-    chance = random.Random(seed)
+    """Return `count` captions."""
+    rng = random.Random(seed)
     return [
-        " ".join(part for part in map(chance.choice, (_SUBJECTS, _DOINGS, _PLACES)) if part)
+        " ".join(part for part in map(rng.choice, (_SUBJECTS, _DETAILS, _PLACES)) if part)
         for _ in range(count)
     ]

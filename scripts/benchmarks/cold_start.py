@@ -1,30 +1,36 @@
-"""Process start → READY of the real Cog server with full-size ViT-L/14, ours and peers'."""
+"""Time process start → READY of the real Cog server with full-size ViT-L/14, and of peers."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
 import weights
-from benchmarks.bucket import PREFIX, filled_bucket
-from benchmarks.report import Figure, in_turn, table
-from local_server import CACHE, ROOT, CogServer
+from scripts.benchmarks.bucket import PREFIX, filled_bucket
+from scripts.benchmarks.checkout import THIS, Checkout
+from scripts.benchmarks.report import Figure, Section, in_turn, table
+from scripts.lib.cog_server import CACHE, ROOT, CogServer
 
 PEERS = Path(__file__).resolve().parent / "peers"
-TRIES = 12
+PREDICTIONS = 12  # of each kind, after READY
+FLOAT32_MEGABYTES = 1711  # the weights in memory on a CPU
+
+IMPORT_TORCH = "import torch"
+EMPTY_SERVER = "Cog server, empty predictor"
 
 
-def peer(name: str, environment: dict[str, str], schema: Path | None = None) -> CogServer:
-    """A predictor of `peers/`: synchronous, so one prediction at a time."""
+def peer(name: str, environment: Mapping[str, str], schema: Path | None = None) -> CogServer:
+    """Return the server of a predictor in `peers/`: synchronous, so one prediction at a time."""
     return CogServer(
         {**environment, "COG_MAX_CONCURRENCY": "1"},
         predictor=f"{PEERS / name}:Predictor",
@@ -32,22 +38,87 @@ def peer(name: str, environment: dict[str, str], schema: Path | None = None) -> 
     )
 
 
-def seconds_to_ready(starting: CogServer) -> float:
+def run(runs: int, baseline: Checkout | None = None) -> list[Section]:
+    """Run `bench.py cold-start`."""
+    CACHE.mkdir(exist_ok=True)
+    with filled_bucket() as url, tempfile.TemporaryDirectory(dir=CACHE) as cache:
+        bucket = {"STORAGE_EMULATOR_HOST": url}
+        environment = {**bucket, "CLIP_WEIGHTS": PREFIX}
+        _fill_cache(cache)
+
+        def start(checkout: Checkout) -> float:
+            return _seconds_to_ready(checkout.server(environment))
+
+        starts: dict[str, Callable[[], float]] = {
+            checkout.name: functools.partial(start, checkout)
+            for checkout in ([THIS, baseline] if baseline else [THIS])
+        }
+        starts |= _peer_starts(bucket) | _cached_starts(environment, Path(cache))
+        figures = in_turn(starts, runs, "s")
+        return [
+            Section(table("process start → READY", figures, figures[0]), figures),
+            Section(_compare_with_floor(figures)),
+            Section(_describe_server(environment)),
+        ]
+
+
+def _peer_starts(bucket: Mapping[str, str]) -> dict[str, Callable[[], float]]:
+    open_clip, transformers, empty = (
+        f"{name}_predict.py" for name in ("open_clip", "transformers", "empty")
+    )
+    return {
+        "(a) transfer_manager + open_clip": lambda: _seconds_to_ready(peer(open_clip, bucket)),
+        "(b) transfer_manager + transformers": lambda: _seconds_to_ready(
+            peer(transformers, bucket)
+        ),
+        IMPORT_TORCH: _seconds_to_import_torch,
+        EMPTY_SERVER: lambda: _seconds_to_ready(peer(empty, {})),
+    }
+
+
+def _cached_starts(environment: Mapping[str, str], cache: Path) -> dict[str, Callable[[], float]]:
+    def start(prepare: Callable[[Path], None]) -> float:
+        for path in cache.iterdir():
+            prepare(path)
+        return _seconds_to_ready(THIS.server({**environment, "CLIP_WEIGHTS_CACHE": str(cache)}))
+
+    return {
+        "this service, cache filled": lambda: start(_read_into_page_cache),
+        "this service, cache on a cold disk": lambda: start(_drop_from_page_cache),
+    }
+
+
+def _seconds_to_ready(server: CogServer) -> float:
     begin = time.perf_counter()
-    with starting as server:
+    with server:
         server.wait_ready(300)
         return time.perf_counter() - begin
 
 
-def in_memory(path: Path) -> None:
-    """Have the kernel keep the file's bytes, as after a start a while ago."""
+def _seconds_to_import_torch() -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - begin
+
+
+def _fill_cache(directory: str) -> None:
+    with weights.pull(PREFIX, cache=directory) as pull:
+        for _ in pull.blocks():
+            pass
+    thread = pull.fill_cache()
+    assert thread is not None
+    thread.join()
+
+
+def _read_into_page_cache(path: Path) -> None:
+    """Make the kernel hold the file in memory, as after a recent start."""
     with open(path, "rb", buffering=0) as file:
         while file.read(2**20):
             pass
 
 
-def on_disk_alone(path: Path) -> None:
-    """Have the kernel forget the file's bytes, as after a restart of the machine."""
+def _drop_from_page_cache(path: Path) -> None:
+    """Make the kernel drop the file from memory, as after a restart of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -55,97 +126,58 @@ def on_disk_alone(path: Path) -> None:
         os.close(descriptor)
 
 
-def seconds_of(code: str) -> float:
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return time.perf_counter() - begin
+def _compare_with_floor(figures: list[Figure]) -> str:
+    medians = {figure.name: figure.median for figure in figures}
+    floor = medians[IMPORT_TORCH] + medians[EMPTY_SERVER]
+    return (
+        f"Floor (import torch + empty Cog server): {floor:.2f} s; this service is at"
+        f" {medians[THIS.name] / floor:.2f}× of it."
+    )
 
 
-def run(runs: int) -> tuple[str, list[Figure]]:
-    """Everything `bench.py cold-start` prints, and its figures."""
-    CACHE.mkdir(exist_ok=True)
-    with filled_bucket(peers=True) as url, tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        bucket = {"STORAGE_EMULATOR_HOST": url}
-        ours = {**bucket, "CLIP_WEIGHTS": PREFIX}
-        cached = {**ours, "CLIP_WEIGHTS_CACHE": str(folder)}
-        with weights.pull(PREFIX, cache=str(folder)) as pull:
-            for _ in pull.blocks():
-                pass
-        filling = pull.keep()
-        assert filling is not None
-        filling.join()
-
-        def start_from_cache(first: Callable[[Path], None]) -> float:
-            for path in Path(folder).iterdir():
-                first(path)
-            return seconds_to_ready(CogServer(cached))
-
-        what = {
-            "this service": lambda: seconds_to_ready(CogServer(ours)),
-            "(a) transfer_manager + open_clip": lambda: seconds_to_ready(
-                peer("open_clip_predict.py", bucket)
-            ),
-            "(b) transfer_manager + transformers": lambda: seconds_to_ready(
-                peer("transformers_predict.py", bucket)
-            ),
-            "import torch": lambda: seconds_of("import torch"),
-            "Cog server, empty predictor": lambda: seconds_to_ready(peer("empty_predict.py", {})),
-            "this service, cache filled": lambda: start_from_cache(in_memory),
-            "this service, cache on a cold disk": lambda: start_from_cache(on_disk_alone),
-        }
-        figures = in_turn(what, runs, "s")
-        by_name = {figure.name: figure for figure in figures}
-        mine = by_name["this service"]
-        floor = by_name["import torch"].median + by_name["Cog server, empty predictor"].median
-        lines = [
-            table("process start → READY", figures, mine),
-            "",
-            f"Floor (import torch + empty Cog server): {floor:.2f} s; this service is at"
-            f" {mine.median / floor:.2f}× of it.",
-            *_first_predictions(ours),
-        ]
-    return "\n".join(lines), figures
-
-
-def _first_predictions(environment: dict[str, str]) -> list[str]:
-    """Memory of the worker, and whether the first prediction is an ordinary one."""
-    with CogServer(environment) as server:
+def _describe_server(environment: Mapping[str, str]) -> str:
+    """Report the worker's peak memory, the first predictions after READY, and the setup log."""
+    with THIS.server(environment) as server:
         server.wait_ready()
         log = server.setup_log()
         assert server.process is not None
         [worker] = psutil.Process(server.process.pid).children()
-        peak = _peak_megabytes(worker.pid)
-        times: dict[str, list[float]] = {}
-        encoded = base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
-        photo = f"data:image/jpeg;base64,{encoded}"
-        for kind, inputs in (("text", {"text": "a photo of a cat"}), ("image", {"image": photo})):
-            times[kind] = [
-                server.predict(**inputs)["metrics"]["predict_time"] for _ in range(TRIES)
-            ]
-    bare = _bare_torch_megabytes()
+        peak = _peak_megabytes(Path(f"/proc/{worker.pid}/status").read_text())
+        photo = base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
+        predictions = [
+            _compare_first_prediction(server, "text", "a photo of a cat"),
+            _compare_first_prediction(server, "image", f"data:image/jpeg;base64,{photo}"),
+        ]
+    torch = _torch_megabytes()
     lines = [
-        f"Worker's peak memory: {peak:,.0f} MB; bare torch {bare:,.0f} MB + float32 weights"
-        f" 1,711 MB = {bare + 1711:,.0f} MB.",
+        f"Worker's peak memory: {peak:,.0f} MB; torch alone {torch:,.0f} MB + float32 weights"
+        f" {FLOAT32_MEGABYTES:,} MB = {torch + FLOAT32_MEGABYTES:,.0f} MB.",
+        *predictions,
+        *(f"Setup log: {line}" for line in re.findall(r"ready: .*", log)),
     ]
-    for kind, values in times.items():
-        steady = Figure(kind, tuple(values[1:]), "s").median
-        lines.append(
-            f"First {kind} prediction after READY: {values[0] * 1e3:.0f} ms, the median of the"
-            f" next {TRIES - 1} {steady * 1e3:.0f} ms ({values[0] / steady:.2f}×)."
-        )
-    lines += [f"Set-up's own log: {line}" for line in re.findall(r"ready: .*", log)]
-    return lines
+    return "\n".join(lines)
 
 
-def _peak_megabytes(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1e3
+def _compare_first_prediction(server: CogServer, kind: str, value: str) -> str:
+    seconds = [
+        server.predict(**{kind: value})["metrics"]["predict_time"] for _ in range(PREDICTIONS)
+    ]
+    first, later = seconds[0], Figure(kind, tuple(seconds[1:]), "s").median
+    return (
+        f"First {kind} prediction after READY: {first * 1e3:.0f} ms; median of the next"
+        f" {PREDICTIONS - 1}: {later * 1e3:.0f} ms ({first / later:.2f}×)."
+    )
 
 
-def _bare_torch_megabytes() -> float:
+def _torch_megabytes() -> float:
+    """Return the peak memory of a process that imports torch and multiplies two matrices."""
     code = (
-        "import torch, re; torch.ones(8, 8) @ torch.ones(8, 8);"
-        "print(re.findall(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[0])"
+        "import torch; torch.ones(8, 8) @ torch.ones(8, 8); print(open('/proc/self/status').read())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return int(done.stdout) / 1e3
+    return _peak_megabytes(done.stdout)
+
+
+def _peak_megabytes(process_status: str) -> float:
+    """Read the peak from the text of /proc/PID/status."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", process_status)[0]) / 1e3

@@ -1,88 +1,103 @@
-"""Prepared images through the network: ours and the libraries'."""
+"""Encode preprocessed images in batches of 4: this service and the libraries.
+
+Runs as a worker: image.py NAME FOLDER, and requests [batch size] → images/s.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
 from PIL import Image
 
-from benchmarks import model
-from benchmarks.model import Contender, per_second
-from benchmarks.report import Figure, in_turn, table
-from clip_embed.config import ClipConfig
-from clip_embed.image import prepare
-from local_server import ROOT
+from clip_embed.inputs.preprocess import preprocess_image
+from clip_embed.model.config import ClipConfig
+from scripts.benchmarks.model import (
+    LIBRARIES,
+    block_weights,
+    items_per_second,
+    load_library,
+    load_ours,
+    model_files,
+    sgemm_gflops,
+)
+from scripts.benchmarks.report import Figure, Section, in_turn, table
+from scripts.benchmarks.worker import Worker, memory_settings, serve
+from scripts.lib.cog_server import ROOT
+from scripts.publishing import DEFAULT_MODEL
 
 BATCH = 4
 PHOTOS = sorted((ROOT / "examples").glob("*.jpg"))[:BATCH]
 
-
-def contender(name: str, folder: Path) -> Mapping[str, Callable[[], float]]:
-    """What can be asked of `name`: images/s of a batch, or of the same one after the other."""
-    if name == "ours":
-        embedder, _ = model.ours(folder)
-        pixels = [prepare(photo, embedder.preprocessing) for photo in PHOTOS]
-        return {
-            "batch": lambda: per_second(BATCH, lambda: embedder.embed_images(pixels)),
-            "single": lambda: per_second(
-                BATCH, lambda: [embedder.embed_images([one]) for one in pixels]
-            ),
-        }
-    transform = open_clip.image_transform(224, is_train=False)
-    batch = torch.stack([transform(Image.open(photo)) for photo in PHOTOS])
-    if name in ("open_clip", "clip"):
-        load = model.with_open_clip if name == "open_clip" else model.with_openai
-        theirs, _ = load(folder)
-        return {"batch": lambda: per_second(BATCH, lambda: theirs.encode_image(batch))}
-    theirs, _ = model.with_transformers(folder)
-    return {
-        "batch": lambda: per_second(BATCH, lambda: theirs.get_image_features(pixel_values=batch))
-    }
+Encode = Callable[[int], object]
+"""Encodes PHOTOS in batches of the given size."""
 
 
-def run(runs: int) -> tuple[str, list[Figure]]:
-    """Everything `bench.py image` prints, and its figures."""
+def run(runs: int) -> list[Section]:
+    """Run `bench.py image`."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(model.files())
+        folder = stack.enter_context(model_files())
 
-        def start(name: str, as_in_image: bool = False) -> Contender:
-            return stack.enter_context(Contender("image", name, folder, as_in_image))
+        def start(name: str, environment: dict[str, str]) -> Worker:
+            worker = Worker(["-m", __name__, name, str(folder)], environment)
+            return stack.enter_context(worker)
 
-        ours, tuned = start("ours", True), start("open_clip", True)
-        open_clips, openais, transformers = start("open_clip"), start("clip"), start("transformers")
-        figures = in_turn(
-            {
-                "this service": lambda: ours.ask("batch"),
-                "open_clip": lambda: open_clips.ask("batch"),
-                "open_clip, with this service's memory settings": lambda: tuned.ask("batch"),
-                "OpenAI's clip": lambda: openais.ask("batch"),
-                "transformers": lambda: transformers.ask("batch"),
-                "this service, one at a time": lambda: ours.ask("single"),
-            },
-            runs,
-            "images/s",
-            more_is_better=True,
-        )
-    mine = figures[0]
-    config = ClipConfig.from_open_clip(open_clip.get_model_config(model.OPEN_CLIP_NAME))
-    tower, places = config.vision, (config.image_size // config.patch_size) ** 2 + 1
-    weights = tower.layers * (4 + 2 * tower.mlp_ratio) * tower.width**2
-    # Weights times tokens, and each token's scores with, and sums of, all the others.
-    flop = 2 * weights * places + tower.layers * 4 * places**2 * tower.width
-    rate = flop * mine.median / 1e9
-    limit = model.sgemm_gflops(2048, 2048, 2048)
-    lines = [
-        table("images in batches of 4", figures, mine),
-        "",
-        f"{flop / 1e9:.0f} GFLOP per image: {rate:.0f} GFLOP/s, which is {rate / limit:.2f} of the"
-        f" {limit:.0f} GFLOP/s of a float32 matrix product here.",
+        ours = start("ours", memory_settings())
+        workers = {
+            "this service": ours,
+            "open_clip, with this service's memory settings": start("open_clip", memory_settings()),
+            **{title: start(name, {}) for name, title in LIBRARIES.items()},
+        }
+        measurements = {
+            name: functools.partial(worker.measure, BATCH) for name, worker in workers.items()
+        }
+        measurements["this service, one at a time"] = functools.partial(ours.measure, 1)
+        figures = in_turn(measurements, runs, "images/s", more_is_better=True)
+    return [
+        Section(table("images in batches of 4", figures, figures[0]), figures),
+        Section(_compare_with_matrix_product(figures[0])),
     ]
-    return "\n".join(lines), figures
+
+
+def _compare_with_matrix_product(ours: Figure) -> str:
+    config = ClipConfig.from_open_clip(open_clip.get_model_config(DEFAULT_MODEL))
+    tower, tokens = config.vision, (config.image_size // config.patch_size) ** 2 + 1
+    # Per image: weights times tokens, and attention's two products of tokens with tokens.
+    flop = 2 * block_weights(tower) * tokens + tower.layers * 4 * tokens**2 * tower.width
+    rate = flop * ours.median / 1e9
+    limit = sgemm_gflops()
+    return (
+        f"{flop / 1e9:.0f} GFLOP per image: {rate:.0f} GFLOP/s, which is {rate / limit:.2f} of the"
+        f" {limit:.0f} GFLOP/s of a float32 matrix product here."
+    )
+
+
+def _our_encode(folder: Path) -> Encode:
+    embedder = load_ours(folder).embedder
+    pixels = [preprocess_image(photo, embedder.preprocess_config) for photo in PHOTOS]
+    return lambda size: [
+        embedder.embed_images(pixels[start : start + size]) for start in range(0, BATCH, size)
+    ]
+
+
+def _library_encode(name: str, folder: Path) -> Encode:
+    transform = open_clip.image_transform(224, is_train=False)
+    pixels = torch.stack([transform(Image.open(photo)) for photo in PHOTOS])
+    model, _ = load_library(name, folder)
+    encode = model.get_image_features if name == "transformers" else model.encode_image
+    return lambda size: [encode(batch) for batch in pixels.split(size)]
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    encode = _our_encode(folder) if name == "ours" else _library_encode(name, folder)
+    serve(lambda size: items_per_second(BATCH, lambda: encode(size)))
 
 
 if __name__ == "__main__":
-    model.answer(contender)
+    main()

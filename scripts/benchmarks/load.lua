@@ -1,5 +1,5 @@
--- wrk: one POST after another, bodies from a file with one JSON document a line; a line of JSON at
--- the end. `predictions/s` counts answers 200 only.
+-- For wrk: POST the JSON documents of a file, one per line, again and again. Print a summary as one
+-- line of JSON. Only responses with status 200 count as `ok`.
 local bodies, count = {}, 0
 
 function init(args)
@@ -17,10 +17,10 @@ end
 
 function done(summary, latency, requests)
   local errors = summary.errors
-  local good = summary.requests - errors.status
+  local ok = summary.requests - errors.status
   io.write(string.format(
-    '{"good": %d, "refused": %d, "broken": %d, "seconds": %.6f, "p50": %.3f, "p95": %.3f, "p99": %.3f}\n',
-    good, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
+    '{"ok": %d, "refused": %d, "broken": %d, "seconds": %.6f, "p50": %.3f, "p95": %.3f, "p99": %.3f}\n',
+    ok, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
     summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(95) / 1e3,
     latency:percentile(99) / 1e3))
 end

@@ -1,14 +1,15 @@
-"""A photograph's file becomes the pixels CLIP looks at: ours and the libraries', in one process.
+"""Turn the file of a photograph into the pixels that CLIP reads: this service and the libraries.
 
-The large photographs are this repository's examples, enlarged to what a phone's camera writes and
-given a sensor's grain: a file of 12 megapixels is not kept for it.
+The large photographs are the examples of this repository, enlarged to the size of a phone camera's
+and with a sensor's noise, so that the repository holds no 12-megapixel files.
 """
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,101 +19,115 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from benchmarks.report import Figure, in_turn, table
-from clip_embed.cpus import usable_cpus
-from clip_embed.image import Preprocessing, prepare
-from local_server import CACHE, ROOT
+from clip_embed.inputs.preprocess import Pixels, PreprocessConfig, preprocess_image
+from clip_embed.startup.cpu_quota import usable_cpus
+from scripts.benchmarks.report import Figure, Section, in_turn, table
+from scripts.lib.cog_server import CACHE, ROOT
 
-LARGE = (4032, 3024)
-GRAIN = 6  # standard deviation, of 255
-CONNECTIONS = 32
-MAKE = 0x010F  # EXIF's tag for the camera's maker
+LARGE = (4032, 3024)  # width, height
+NOISE = 6  # standard deviation, of 255
+CONCURRENT = 32  # photographs
+EXIF_MAKE = 0x010F  # the camera's maker
 
-CLIP = Preprocessing(
+CONFIG = PreprocessConfig(
     224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, Image.Resampling.BICUBIC
 )
 
+OURS: dict[str, Callable[[Path], Pixels]] = {
+    "this service": functools.partial(preprocess_image, config=CONFIG),
+    "this service, CLIP_FAST_JPEG=1": functools.partial(
+        preprocess_image, config=CONFIG, fast_jpeg=True
+    ),
+}
 
-def run(runs: int) -> tuple[str, list[Figure]]:
-    """Everything `bench.py preprocess` prints, and its figures."""
-    transform = open_clip.image_transform(CLIP.size, is_train=False)
-    processor = CLIPImageProcessor()
-    small = sorted((ROOT / "examples").glob("*.jpg"))
+
+def run(runs: int) -> list[Section]:
+    """Run `bench.py preprocess`."""
+    torch.set_num_threads(1)  # one core per photograph, as in the service
+    examples = sorted((ROOT / "examples").glob("*.jpg"))
     CACHE.mkdir(exist_ok=True)
-    lines: list[str] = []
-    figures: list[Figure] = []
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        large = [_large(photo, Path(folder)) for photo in small]
-
-        def ours(path: Path) -> object:
-            return prepare(path, CLIP)
-
-        def theirs(path: Path) -> object:
-            with Image.open(path) as image:
-                return transform(image)
-
-        def transformers(path: Path) -> object:
-            with Image.open(path) as image:
-                return processor(image, return_tensors="pt")
-
-        def milliseconds(call: Callable[[Path], object], paths: list[Path]) -> float:
-            begin = time.perf_counter()
-            for path in paths:
-                call(path)
-            return 1e3 * (time.perf_counter() - begin) / len(paths)
-
-        torch.set_num_threads(1)  # a photograph is one core's work; all of them work side by side
-        for kind, paths in (("12 megapixels, JPEG", large), ("the examples as they are", small)):
-            what = {
-                "this service": lambda paths=paths: milliseconds(ours, paths),
-                "open_clip": lambda paths=paths: milliseconds(theirs, paths),
-                "transformers": lambda paths=paths: milliseconds(transformers, paths),
-            }
-            each = in_turn(what, runs, "ms")
-            lines += [table(kind, each, each[0]), ""]
-            figures += [Figure(f"{kind}: {f.name}", f.values, f.unit) for f in each]
-        lines += [_distance(large, transform), _side_by_side(large)]
-    return "\n".join(lines), figures
+        large = [_enlarge(photo, Path(folder)) for photo in examples]
+        photographs = {"12 megapixels, JPEG": large, "the examples as they are": examples}
+        return [
+            *(_compare(title, paths, runs) for title, paths in photographs.items()),
+            *(_difference_from_open_clip(title, paths) for title, paths in photographs.items()),
+            *(_throughput(name, preprocess, large) for name, preprocess in OURS.items()),
+        ]
 
 
-def _large(photo: Path, folder: Path) -> Path:
-    """`photo` as a camera would have written it."""
+def _compare(title: str, paths: Sequence[Path], runs: int) -> Section:
+    transform = open_clip.image_transform(CONFIG.size, is_train=False)
+    processor = CLIPImageProcessor()
+
+    def with_open_clip(path: Path) -> object:
+        with Image.open(path) as image:
+            return transform(image)
+
+    def with_transformers(path: Path) -> object:
+        with Image.open(path) as image:
+            return processor(image, return_tensors="pt")
+
+    def milliseconds(preprocess: Callable[[Path], object]) -> float:
+        begin = time.perf_counter()
+        for path in paths:
+            preprocess(path)
+        return 1e3 * (time.perf_counter() - begin) / len(paths)
+
+    contenders = {**OURS, "open_clip": with_open_clip, "transformers": with_transformers}
+    measurements = {
+        name: functools.partial(milliseconds, preprocess) for name, preprocess in contenders.items()
+    }
+    figures = in_turn(measurements, runs, "ms")
+    named = [Figure(f"{title}: {each.name}", each.values, each.unit) for each in figures]
+    return Section(table(title, figures, figures[0]), named)
+
+
+def _enlarge(photo: Path, folder: Path) -> Path:
+    """Write `photo` as a camera would have: at 12 megapixels, with noise and the camera's name."""
     with Image.open(photo) as image:
         enlarged = image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC)
-    grain = np.random.default_rng(0).normal(0, GRAIN, (LARGE[1], LARGE[0], 3)).astype(np.float32)
-    pixels = (np.asarray(enlarged) + grain).clip(0, 255).astype(np.uint8)
-    tags = Image.Exif()
-    tags[MAKE] = "a camera"
+    noise = np.random.default_rng(0).normal(0, NOISE, (LARGE[1], LARGE[0], 3)).astype(np.float32)
+    pixels = (np.asarray(enlarged) + noise).clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[EXIF_MAKE] = "a camera"
     path = folder / photo.name
-    Image.fromarray(pixels).save(path, quality=90, exif=tags)
+    Image.fromarray(pixels).save(path, quality=90, exif=exif)
     return path
 
 
-def _distance(paths: list[Path], transform: Callable[[Image.Image], torch.Tensor]) -> str:
-    """How far our pixels are from open_clip's, in steps of 255."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP.mean, CLIP.std))
-    means, most = [], 0.0
-    for path in paths:
-        with Image.open(path) as image:
-            exact = (transform(image) * std + mean).permute(1, 2, 0).numpy() * 255
-        difference = np.abs(prepare(path, CLIP).array - exact)
-        means.append(float(difference.mean()))
-        most = max(most, float(difference.max()))
-    return (
-        f"Large photographs against open_clip's pixels, of 255: mean {min(means):.2f} –"
-        f" {max(means):.2f}, at most {most:.0f}."
-    )
+def _difference_from_open_clip(title: str, paths: Sequence[Path]) -> Section:
+    references = [_open_clip_pixels(path) for path in paths]
+    lines = [f"Difference from open_clip's pixels, of 255 ({title}):", ""]
+    for name, preprocess in OURS.items():
+        differences = [
+            np.abs(preprocess(path).array.astype(np.int16) - reference)
+            for path, reference in zip(paths, references, strict=True)
+        ]
+        means = [float(difference.mean()) for difference in differences]
+        largest = max(int(difference.max()) for difference in differences)
+        lines.append(f"- {name}: mean {min(means):.2f} – {max(means):.2f}, maximum {largest}")
+    return Section("\n".join(lines))
 
 
-def _side_by_side(paths: list[Path]) -> str:
-    """As predict.py prepares what many clients send at once."""
-    waiting = (paths * CONNECTIONS)[:CONNECTIONS]
+def _open_clip_pixels(path: Path) -> np.ndarray:
+    """Return open_clip's pixels before normalization, int16 [S, S, 3]."""
+    transform = open_clip.image_transform(CONFIG.size, is_train=False)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CONFIG.mean, CONFIG.std))
+    with Image.open(path) as image:
+        values = transform(image) * std + mean  # [3, S, S]
+    return (values * 255).round().permute(1, 2, 0).numpy().astype(np.int16)
+
+
+def _throughput(name: str, preprocess: Callable[[Path], Pixels], paths: Sequence[Path]) -> Section:
+    """Preprocess many photographs at once in threads, as the service does."""
+    photographs = [paths[i % len(paths)] for i in range(CONCURRENT)]
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        list(pool.map(lambda path: prepare(path, CLIP), paths))
-        begin, busy = time.perf_counter(), time.process_time()
-        list(pool.map(lambda path: prepare(path, CLIP), waiting))
-        seconds, busy = time.perf_counter() - begin, time.process_time() - busy
-    return (
-        f"{CONNECTIONS} large photographs at once: {CONNECTIONS / seconds:.1f} a second, on"
-        f" {busy / seconds:.2f} of {usable_cpus()} cores."
+        list(pool.map(preprocess, paths))
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        list(pool.map(preprocess, photographs))
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    return Section(
+        f"{name}, {CONCURRENT} photographs of 12 megapixels at once: {CONCURRENT / seconds:.1f}"
+        f" per second, on {cpu_seconds / seconds:.2f} of {usable_cpus()} cores."
     )

@@ -1,4 +1,4 @@
-"""Medians, ratios and tables: how every benchmark says what it found."""
+"""Run measurements in turn, and report them as medians, ratios and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """Several runs of one thing. unit: of each value. more_is_better: for ratios."""
+    """The values of several runs of one measurement.
+
+    unit: of each value. more_is_better: for rates; false for times.
+    """
 
     name: str
     values: tuple[float, ...]
@@ -28,14 +31,22 @@ class Figure:
         return statistics.median(self.values)
 
     def ratio_to(self, ours: Figure) -> float:
-        """How many times better ours is."""
+        """Return how many times better `ours` is than this figure."""
         if self.more_is_better:
             return ours.median / self.median
         return self.median / ours.median
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a benchmark's report. text: Markdown."""
+
+    text: str
+    figures: Sequence[Figure] = ()
+
+
 def machine() -> str:
-    """The machine in a line."""
+    """Describe this machine in one line."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -54,13 +65,14 @@ def machine() -> str:
 
 
 WARM_BYTES = 5 * 2**30
+"""More memory than any contender needs."""
 
 
 def warm_memory() -> None:
-    """Touch more memory than any contender needs, and let it go.
+    """Touch WARM_BYTES of memory and release them.
 
-    A virtual machine hands memory it does not use back to its host, and first touching it again
-    takes up to a second per gigabyte: that would be measured instead of the contenders.
+    A virtual machine returns unused memory to its host, and touching it again takes up to a second
+    per gigabyte. The contenders should not be measured with that.
     """
     with mmap.mmap(-1, WARM_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -68,29 +80,37 @@ def warm_memory() -> None:
 
 
 def in_turn(
-    what: Mapping[str, Callable[[], float]], runs: int, unit: str, more_is_better: bool = False
+    measurements: Mapping[str, Callable[[], float]],
+    runs: int,
+    unit: str,
+    more_is_better: bool = False,
 ) -> list[Figure]:
-    """Run everything once to warm up, then `runs` times in turn, so that a machine whose speed
-    drifts drifts under all alike; memory is warmed before each. Every turn has an order of its own,
-    since what ran just before is felt."""
-    values: dict[str, list[float]] = {name: [] for name in what}
+    """Run each measurement once to warm up, then `runs` times, one round after another.
+
+    If the machine becomes slower, all of them are affected alike. Memory is warmed before each one.
+    The order differs from round to round, because a measurement can affect the next one.
+    """
+    values: dict[str, list[float]] = {name: [] for name in measurements}
     for turn in range(runs + 1):
-        for name in random.Random(turn).sample(list(what), len(what)):
+        for name in random.Random(turn).sample(list(measurements), len(measurements)):
             warm_memory()
-            value = what[name]()
-            print(f"  {'warm-up' if not turn else f'run {turn}':<8} {name}: {value:,.2f} {unit}")
+            value = measurements[name]()
+            label = f"run {turn}" if turn else "warm-up"
+            print(f"  {label:<8} {name}: {value:,.2f} {unit}", flush=True)
             if turn:
                 values[name].append(value)
     return [Figure(name, tuple(each), unit, more_is_better) for name, each in values.items()]
 
 
 def table(title: str, figures: Sequence[Figure], ours: Figure) -> str:
-    """Markdown: median, range, and how many times better ours is."""
+    """Return a Markdown table of medians, ranges and ratios. ours: one of `figures`."""
     rows = [
         f"| {figure.name} | {figure.median:,.2f} | {min(figure.values):,.2f} –"
         f" {max(figure.values):,.2f} |"
         f" {'' if figure is ours else f'{figure.ratio_to(ours):.2f}×'} |"
         for figure in figures
     ]
-    head = f"| {title} | median {ours.unit} | range | ours is better by |\n|---|---|---|---|"
+    head = (
+        f"| {title} | median {ours.unit} | range | this service is faster by |\n|---|---|---|---|"
+    )
     return "\n".join([head, *rows])

@@ -1,1 +1,1 @@
-"""The parts of scripts/embed_dataset.py: places, plan, stages. Workers of a cluster import it."""
+"""The parts of scripts/embed_dataset.py: plan and stages. Workers of a cluster import them."""

@@ -1,9 +1,9 @@
-"""What is to be done, cut into parts before anything is embedded.
+"""Split a data set into parts before anything is embedded.
 
-A part is a fixed run of rows and becomes one file, `part-N.parquet`. The plan lies in DEST under
-`_plan` and never changes: a run that is interrupted and one that goes on later mean the same by
-part N, whatever has become of SOURCE meanwhile. Parquet readers pass over names that begin with
-"_". Knows nothing of Ray, or of how a row is embedded.
+A part is a fixed range of rows and becomes one file, `part-N.parquet`. The plan is stored in DEST
+under `_plan` and never changes: part N holds the same rows in every run, even if SOURCE changes
+between an interruption and the next run. Parquet readers ignore names that begin with "_". This
+module knows nothing of Ray, or of how a row is embedded.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.places import Place, RangeFile, open_place
+from scripts.lib.storage import Storage, StorageFile, open_storage
 
 PLAN_NAME = "_plan/plan.json"
 SUCCESS_NAME = "_SUCCESS"
-TABLES = (".parquet", ".csv", ".jsonl")
-_CHUNK = 8 * 2**20  # bytes of a table read at once
-# A row of CSV longer than this is a quote that was never closed.
+TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_CHUNK_BYTES = 8 * 2**20  # of a table, per read
+_WRITE_THREADS = 16
+_PARTS_PER_WRITE = 256
+# A longer CSV row is a quote that was never closed.
 csv.field_size_limit(16 * 2**20)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a run is asked for; two runs into one DEST must ask for the same.
+class EmbeddingJob:
+    """The request of a run. Runs into the same DEST must have equal jobs.
 
-    column: None for a folder of pictures; else the tables' column that holds text, or the paths of
-    pictures if `of_paths`. id_column: what names a row; None for file:row, counted from 0.
-    rows_per_part: a part's length. model: the checksum of the published model's manifest.
+    column: None for a folder of images; else the column of the tables that holds text, or paths of
+    images if `of_paths`. id_column: the column that names a row; None for file:row, counted from 0.
+    rows_per_part: rows in each part but the last of a table. model: name and checksums of the
+    published model.
     """
 
     source: str
@@ -49,8 +52,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Part:
-    """rows: how many. Of pictures, names: their files. Of a table: the file called `table`, from
-    row `first` on; in CSV and JSONL those are the bytes start to stop, and `header` is CSV's."""
+    """A range of rows.
+
+    rows: how many. names: the files, if the rows are images. table: the file that holds the rows,
+    from row `first` on. start, stop: for CSV and JSONL, the bytes of these rows. header: the column
+    names of a CSV file.
+    """
 
     number: int
     rows: int
@@ -64,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Row:
-    """value: text, or a picture's path as the table has it. error: why there is no value."""
+    """value: text, or the path of an image. error: why there is no value."""
 
     id: str
     value: str | None
@@ -73,216 +80,228 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The task, and how many parts and rows it comes to."""
+    """A job, and its number of parts and rows."""
 
-    task: Task
+    job: EmbeddingJob
     parts: int
     rows: int
 
 
 def part_name(number: int) -> str:
+    """Return the name of the output file of a part."""
     return f"part-{number:06d}.parquet"
 
 
-def _document_name(number: int) -> str:
+def _plan_part_name(number: int) -> str:
     return f"_plan/part-{number:06d}.json"
 
 
 # --- the plan in DEST -------------------------------------------------------------------------
 
 
-def read_plan(destination: Place) -> Plan | None:
-    """The plan that lies there, or None. Raises ValueError if it cannot be read."""
+def read_plan(destination: Storage) -> Plan | None:
+    """Return the plan in `destination`, None without one. Raises ValueError if it is damaged."""
     try:
         document = json.loads(destination.read(PLAN_NAME))
-        return Plan(Task(**document["task"]), document["parts"], document["rows"])
+        return Plan(EmbeddingJob(**document["task"]), document["parts"], document["rows"])
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{destination.location}/{PLAN_NAME} is damaged ({error!r})") from error
 
 
-def write_plan(task: Task, destination: Place) -> Plan:
-    """Cut SOURCE into parts and write them down, the plan itself last.
+def write_plan(job: EmbeddingJob, destination: Storage) -> Plan:
+    """Split the source into parts and write them to `destination`, `plan.json` last.
 
-    Raises ValueError if there is nothing to embed or a table lacks a column.
+    Raises ValueError if the source is empty or a table lacks a column.
     """
+
+    def write_part(part: Part) -> None:
+        destination.write(_plan_part_name(part.number), json.dumps(asdict(part)).encode())
+
     parts = rows = 0
-    with ThreadPoolExecutor(16, thread_name_prefix="plan") as threads:
-        for some in _several(_cut(task), 256):
-            documents = [replace(part, number=parts + index) for index, part in enumerate(some)]
-            for _ in threads.map(
-                lambda part: destination.write(
-                    _document_name(part.number), json.dumps(asdict(part)).encode()
-                ),
-                documents,
-            ):
-                pass
-            parts, rows = parts + len(some), rows + sum(part.rows for part in some)
+    with ThreadPoolExecutor(_WRITE_THREADS, thread_name_prefix="plan") as threads:
+        for batch in _batches(_split(job), _PARTS_PER_WRITE):
+            numbered = [replace(part, number=parts + index) for index, part in enumerate(batch)]
+            list(threads.map(write_part, numbered))
+            parts, rows = parts + len(batch), rows + sum(part.rows for part in batch)
     if not rows:
-        raise ValueError(f"{task.source} holds nothing to embed")
-    plan = Plan(task, parts, rows)
-    destination.write(PLAN_NAME, json.dumps(asdict(plan), indent=1).encode())
-    return plan
+        raise ValueError(f"{job.source} holds nothing to embed")
+    document = {"task": asdict(job), "parts": parts, "rows": rows}
+    destination.write(PLAN_NAME, json.dumps(document, indent=1).encode())
+    return Plan(job, parts, rows)
 
 
-def read_part(destination: Place, number: int) -> Part:
-    document: dict[str, Any] = json.loads(destination.read(_document_name(number)))
+def read_part(destination: Storage, number: int) -> Part:
+    """Return part `number` of the plan in `destination`."""
+    document: dict[str, Any] = json.loads(destination.read(_plan_part_name(number)))
     lists = {name: tuple(document[name]) for name in ("names", "header")}
     return Part(**{**document, **lists})
 
 
-# --- cutting ----------------------------------------------------------------------------------
-
-
-def _several(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, count)):
-        yield some
-
-
-def _visible(name: str) -> bool:
-    return not any(piece.startswith((".", "_")) for piece in name.split("/"))
+# --- splitting --------------------------------------------------------------------------------
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """SOURCE → its folder, and the table's name if it is one table."""
-    if source.endswith(TABLES):
+    """Return the folder of SOURCE, and the name of the table if SOURCE is a single table."""
+    if source.endswith(TABLE_SUFFIXES):
         folder, _, name = source.rpartition("/")
         return folder or ("/" if source.startswith("/") else "."), name
     return source, None
 
 
-def _cut(task: Task) -> Iterator[Part]:
-    folder, one = split_source(task.source)
-    place = open_place(folder)
-    if task.column is None:
-        pictures = (name for name in place.names() if _visible(name))
-        for names in _several(pictures, task.rows_per_part):
-            yield Part(0, len(names), names=tuple(names))
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _is_visible(name: str) -> bool:
+    return not any(segment.startswith((".", "_")) for segment in name.split("/"))
+
+
+def _split(job: EmbeddingJob) -> Iterator[Part]:
+    """Yield the parts of the source, all with number 0."""
+    folder, table = split_source(job.source)
+    storage = open_storage(folder)
+    files = filter(_is_visible, storage.names())
+    if job.column is None:
+        for batch in _batches(files, job.rows_per_part):
+            yield Part(0, len(batch), names=tuple(batch))
         return
-    tables = [one] if one else (n for n in place.names() if _visible(n) and n.endswith(TABLES))
-    for table in tables:
-        if table.endswith(".parquet"):
-            yield from _cut_parquet(place, table, task)
+    tables = [table] if table else (name for name in files if name.endswith(TABLE_SUFFIXES))
+    for name in tables:
+        if name.endswith(".parquet"):
+            yield from _split_parquet(storage, name, job)
         else:
-            yield from _cut_lines(place, table, task)
+            yield from _split_lines(storage, name, job)
 
 
-def _cut_parquet(place: Place, table: str, task: Task) -> Iterator[Part]:
-    file = pq.ParquetFile(RangeFile(place, table))
-    _check_columns(file.schema_arrow.names, table, task)
+def _split_parquet(storage: Storage, table: str, job: EmbeddingJob) -> Iterator[Part]:
+    file = pq.ParquetFile(StorageFile(storage, table))
+    _check_columns(file.schema_arrow.names, table, job)
     total = file.metadata.num_rows
-    for first in range(0, total, task.rows_per_part):
-        yield Part(0, min(task.rows_per_part, total - first), table=table, first=first)
+    for first in range(0, total, job.rows_per_part):
+        yield Part(0, min(job.rows_per_part, total - first), table=table, first=first)
 
 
-def _cut_lines(place: Place, table: str, task: Task) -> Iterator[Part]:
-    lines = _Lines(place, table, 0, place.size(table))
+def _split_lines(storage: Storage, table: str, job: EmbeddingJob) -> Iterator[Part]:
+    lines = _LineReader(storage, table, 0, storage.size(table))
     header: tuple[str, ...] = ()
     if table.endswith(".csv"):
         header = tuple(next(csv.reader(lines), ()))
-        _check_columns(header, table, task)
+        _check_columns(header, table, job)
         records: Iterator[Any] = (row for row in csv.reader(lines) if row)
     else:
         records = (line for line in lines if line.strip())
-    first, start = 0, lines.at
-    while count := sum(1 for _ in itertools.islice(records, task.rows_per_part)):
-        # A record is read no further than its end, so this is where the next one begins.
-        yield Part(0, count, table=table, first=first, start=start, stop=lines.at, header=header)
-        first, start = first + count, lines.at
+    first, start = 0, lines.position
+    while count := sum(1 for _ in itertools.islice(records, job.rows_per_part)):
+        # No reader reads beyond the end of a record, so the next record begins here.
+        stop = lines.position
+        yield Part(0, count, table=table, first=first, start=start, stop=stop, header=header)
+        first, start = first + count, stop
 
 
-def _check_columns(there: Iterable[str], table: str, task: Task) -> None:
-    for column in (task.column, task.id_column):
-        if column is not None and column not in list(there):
-            raise ValueError(f"{table} has no column {column!r}; it has {', '.join(there)}")
+def _check_columns(columns: Iterable[str], table: str, job: EmbeddingJob) -> None:
+    for column in (job.column, job.id_column):
+        if column is not None and column not in list(columns):
+            raise ValueError(f"{table} has no column {column!r}; it has {', '.join(columns)}")
 
 
-class _Lines:
-    """The lines of bytes start to stop of a file, decoded; `at` is where the next begins."""
+class _LineReader:
+    """Iterates over the decoded lines of a range of bytes of a file.
 
-    def __init__(self, place: Place, name: str, start: int, stop: int) -> None:
-        self.at = start
-        self._place, self._name, self._stop = place, name, stop
-        self._next = start  # where the next chunk begins
+    position: the byte at which the next line begins.
+    """
+
+    def __init__(self, storage: Storage, name: str, start: int, stop: int) -> None:
+        self.position = start
+        self._storage, self._name, self._stop = storage, name, stop
+        self._next_chunk = start
         self._lines: Iterator[bytes] = iter(())
-        self._rest = b""
+        self._rest = b""  # of the last chunk, after its last line break
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _LineReader:
         return self
 
     def __next__(self) -> str:
         line = next(self._lines, None)
         while line is None:
-            if self._next >= self._stop:
+            if self._next_chunk >= self._stop:
                 if not self._rest:
                     raise StopIteration
                 line, self._rest = self._rest, b""
                 break
-            end = min(self._next + _CHUNK, self._stop)
-            pieces = (self._rest + self._place.read(self._name, self._next, end)).split(b"\n")
-            self._next, self._rest = end, pieces.pop()
-            self._lines = iter([piece + b"\n" for piece in pieces])
+            self._read_chunk()
             line = next(self._lines, None)
-        bom = self.at == 0 and line.startswith(b"\xef\xbb\xbf")
-        self.at += len(line)
-        # What is not UTF-8 becomes U+FFFD: a row with a strange character, and not a lost one.
+        bom = self.position == 0 and line.startswith(b"\xef\xbb\xbf")
+        self.position += len(line)
+        # Invalid UTF-8 becomes U+FFFD: one character is wrong, but no row is lost.
         return line[3 if bom else 0 :].decode("utf-8", "replace")
+
+    def _read_chunk(self) -> None:
+        end = min(self._next_chunk + _CHUNK_BYTES, self._stop)
+        data = self._rest + self._storage.read(self._name, self._next_chunk, end)
+        *lines, self._rest = data.split(b"\n")
+        self._next_chunk = end
+        self._lines = iter([line + b"\n" for line in lines])
 
 
 # --- rows -------------------------------------------------------------------------------------
 
 
-def read_rows(task: Task, part: Part) -> Iterator[Row]:
-    """The rows of a part of a table, in order; `part.rows` of them unless it changed."""
-    place = open_place(split_source(task.source)[0])
+def read_rows(job: EmbeddingJob, part: Part) -> Iterator[Row]:
+    """Yield the rows of a part of a table, in order: `part.rows` of them unless it has changed."""
+    storage = open_storage(split_source(job.source)[0])
     if part.table.endswith(".parquet"):
-        records = _parquet_records(place, part, task)
+        records = _parquet_records(storage, part, job)
     elif part.table.endswith(".csv"):
-        records = _csv_records(place, part)
+        records = _csv_records(storage, part)
     else:
-        records = _jsonl_records(place, part)
+        records = _jsonl_records(storage, part)
     for index, (record, error) in enumerate(records, part.first):
-        name = record.get(task.id_column) if task.id_column else None
-        value = record.get(task.column)
+        name = record.get(job.id_column) if job.id_column else None
+        value = record.get(job.column)
         if error is None and not isinstance(value, str):
-            what = "nothing" if value is None else f"a {type(value).__name__}, not text"
-            error = f"{part.table}, row {index}: column {task.column!r} holds {what}"
+            content = "nothing" if value is None else f"a {type(value).__name__}, not text"
+            error = f"{part.table}, row {index}: column {job.column!r} holds {content}"
         yield Row(
             f"{part.table}:{index}" if name is None else str(name), None if error else value, error
         )
 
 
 _Record = tuple[dict[Any, Any], str | None]
+"""A row as column → value, and the reason if it cannot be read."""
 
 
-def _parquet_records(place: Place, part: Part, task: Task) -> Iterator[_Record]:
-    file = pq.ParquetFile(RangeFile(place, part.table), pre_buffer=True)
-    columns = [name for name in (task.id_column, task.column) if name]
-    begin, stop = 0, part.first + part.rows
+def _parquet_records(storage: Storage, part: Part, job: EmbeddingJob) -> Iterator[_Record]:
+    file = pq.ParquetFile(StorageFile(storage, part.table), pre_buffer=True)
+    columns = [name for name in (job.id_column, job.column) if name]
+    stop = part.first + part.rows
+    group_start = 0
     for group in range(file.num_row_groups):
-        end = begin + file.metadata.row_group(group).num_rows
-        if begin < stop and end > part.first:
-            at = begin
+        group_stop = group_start + file.metadata.row_group(group).num_rows
+        if group_start < stop and group_stop > part.first:
+            batch_start = group_start
             for batch in file.iter_batches(4096, row_groups=[group], columns=columns):
-                low, high = max(part.first - at, 0), min(stop - at, len(batch))
+                low = max(part.first - batch_start, 0)
+                high = min(stop - batch_start, len(batch))
                 if low < high:
                     table = pa.Table.from_batches([batch.slice(low, high - low)])
                     for record in table.to_pylist():
                         yield record, None
-                at += len(batch)
-        begin = end
+                batch_start += len(batch)
+        group_start = group_stop
 
 
-def _csv_records(place: Place, part: Part) -> Iterator[_Record]:
-    for row in csv.reader(_Lines(place, part.table, part.start, part.stop)):
+def _csv_records(storage: Storage, part: Part) -> Iterator[_Record]:
+    for row in csv.reader(_LineReader(storage, part.table, part.start, part.stop)):
         if row:
             yield dict(zip(part.header, row, strict=False)), None
 
 
-def _jsonl_records(place: Place, part: Part) -> Iterator[_Record]:
-    for line in _Lines(place, part.table, part.start, part.stop):
+def _jsonl_records(storage: Storage, part: Part) -> Iterator[_Record]:
+    for line in _LineReader(storage, part.table, part.start, part.stop):
         if not line.strip():
             continue
         try:
@@ -296,11 +315,11 @@ def _jsonl_records(place: Place, part: Part) -> Iterator[_Record]:
             yield {}, f"{part.table}: a line of JSON must be an object"
 
 
-def resolve(path: str, task: Task) -> tuple[str, str]:
-    """A picture's path, as a table has it → its place and its name there.
+def resolve_image(path: str, job: EmbeddingJob) -> tuple[str, str]:
+    """Return the location of an image and its name there. path: as the table has it.
 
-    gs://… is as it stands; else it is relative to the table's folder, or absolute where SOURCE is
-    on this machine. Raises ValueError for another scheme.
+    A gs:// path is absolute. Another path is relative to the table's folder, or absolute if SOURCE
+    is on this machine. Raises ValueError for another scheme.
     """
     scheme, separator, rest = path.partition("://")
     if separator:
@@ -308,7 +327,7 @@ def resolve(path: str, task: Task) -> tuple[str, str]:
             raise ValueError(f"{path!r}: only gs:// and paths can be read")
         bucket, _, name = rest.partition("/")
         return f"gs://{bucket}", name
-    folder = split_source(task.source)[0]
+    folder = split_source(job.source)[0]
     if path.startswith("/") and "://" not in folder:
         return "/", path.lstrip("/")
     if "://" not in folder:

@@ -1,7 +1,4 @@
-"""Emoji pictures by several hands, with names and keywords, from the npm registry.
-
-Downloads, matches names and draws. Knows nothing of networks, tokens or training.
-"""
+"""Fetch emoji in several styles from the npm registry, with names and keywords, and draw them."""
 
 from __future__ import annotations
 
@@ -19,34 +16,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import resvg_py
 from PIL import Image
 from tqdm import tqdm
 
-SIZE = 64  # pixels, as the model sees them
+SIZE = 64  # pixels per side of the model's input
 
-# Names and keywords.
 NAMES = "emojibase-data@17.0.0"
 KEYWORDS = "emojilib@4.0.3"
 
 
 @dataclass(frozen=True)
 class Style:
-    """One hand's drawings.
+    """The drawings of one designer.
 
-    name: how tables call it. package: what `npm pack` fetches. licence, credit: what the model card
-    must say. kind: how the package holds its pictures.
+    name: in tables. package: of npm. license, credit: for the model card. kind: the layout of the
+    package, "iconify", "webp" or "datasource".
     """
 
     name: str
     package: str
-    licence: str
+    license: str
     credit: str
     kind: str = "iconify"
 
 
-# Drawn for training. Sets under share-alike terms (OpenMoji, the first EmojiOne) are left out of
-# it, so that nobody need ask whether weights inherit them.
+# Styles with a share-alike license (OpenMoji, the first EmojiOne) are not used for training, so the
+# question whether weights inherit the license does not arise.
 TRAINING = [
     Style("noto", "@iconify-json/noto@1.2.9", "Apache-2.0", "Noto Emoji, Google"),
     Style("noto-blob", "@iconify-json/noto-v1@1.2.5", "Apache-2.0", "Noto Emoji v1, Google"),
@@ -67,7 +62,7 @@ TRAINING = [
         "MIT",
         "Fluent Emoji, Microsoft",
     ),
-    # Flags: the vector edition of Noto leaves them out.
+    # For flags, which the vector edition of Noto lacks.
     Style(
         "noto-raster",
         "emoji-datasource-google@16.0.0",
@@ -76,7 +71,7 @@ TRAINING = [
         "datasource",
     ),
 ]
-# Never trained on.
+# Not used for training.
 TWEMOJI = Style("twemoji", "@iconify-json/twemoji@1.2.5", "CC-BY-4.0", "Twemoji, Twitter, Inc.")
 OPENMOJI = Style("openmoji", "@iconify-json/openmoji@1.2.29", "CC-BY-SA-4.0", "OpenMoji")
 HELD_OUT = [TWEMOJI, OPENMOJI]
@@ -84,10 +79,10 @@ HELD_OUT = [TWEMOJI, OPENMOJI]
 
 @dataclass(frozen=True)
 class Emoji:
-    """A class.
+    """One class of pictures.
 
-    code: Unicode code points as "1f600-1f3fb", without U+FE0F. label: CLDR's short name. keywords:
-    other names and words for it, lower case, none of them the label.
+    code: Unicode code points like "1f600-1f3fb", without U+FE0F. label: CLDR's short name.
+    keywords: other names and related words, in lower case, without the label.
     """
 
     code: str
@@ -96,7 +91,7 @@ class Emoji:
 
 
 def code_of(text: str) -> str:
-    """Emoji, or hexadecimal code points in any usual spelling, as in `Emoji.code`."""
+    """Return the `Emoji.code` of `text`: an emoji, or code points in any usual hex notation."""
     if not re.fullmatch(r"[0-9A-Fa-f]{2,6}([-_ ][0-9A-Fa-f]{2,6})*", text):
         text = "-".join(f"{ord(letter):x}" for letter in text)
     points = (point.lower().lstrip("0") for point in re.split("[-_ ]", text))
@@ -104,13 +99,13 @@ def code_of(text: str) -> str:
 
 
 def slug(text: str) -> str:
-    """As icon sets spell names: lower case, ASCII, hyphens."""
+    """Spell a name like icon sets do: lower case, ASCII, hyphens."""
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("'", "")).strip("-")
 
 
 def download(package: str, folder: Path) -> Path:
-    """The contents of an npm package, fetched once. Raises SystemExit if npm cannot."""
+    """Return the content of an npm package, fetched once. Raises SystemExit if npm fails."""
     target = folder / package.replace("/", "+")
     if target.is_dir():
         return target
@@ -123,7 +118,7 @@ def download(package: str, folder: Path) -> Path:
             check=True,
         )
     except FileNotFoundError:
-        raise SystemExit("npm is not installed; the pictures come from its registry") from None
+        raise SystemExit("npm is not installed; it fetches the pictures") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"npm cannot fetch {package}: {error.stderr.strip()}") from error
     archive = folder / done.stdout.strip().splitlines()[-1]
@@ -144,7 +139,7 @@ def _read(path: Path) -> Any:
 
 
 def emojis(folder: Path) -> list[Emoji]:
-    """Every emoji of Unicode 17 but components and skin tones, in Unicode's order."""
+    """Return all emoji of Unicode 17 except components and skin tones, in Unicode's order."""
     names = download(NAMES, folder) / "en"
     keywords = {
         code_of(char): words
@@ -158,7 +153,7 @@ def emojis(folder: Path) -> list[Emoji]:
             )
     found = []
     for entry in _read(names / "data.json"):
-        if entry.get("group") in (None, 2):  # 2: hair and skin by themselves
+        if entry.get("group") in (None, 2):  # 2: components, such as hair and skin tones
             continue
         code = code_of(entry["hexcode"])
         label = entry["label"]
@@ -171,12 +166,12 @@ def emojis(folder: Path) -> list[Emoji]:
 
 
 def _known_names(known: list[Emoji], folder: Path) -> dict[str, str]:
-    """The slug of every name, old or new, to the code it is the name of."""
+    """Map the slug of every current or former name to the emoji's code."""
     names: dict[str, str] = {}
     codes = {emoji.code for emoji in known}
     for emoji in known:
         names.setdefault(slug(emoji.label), emoji.code)
-    # Icon sets remember what an emoji was called in older editions of Unicode.
+    # Icon sets hold names from older versions of Unicode.
     for style in (*HELD_OUT, TRAINING[0]):
         package = download(style.package, folder)
         icons = _read(package / "icons.json")
@@ -189,7 +184,7 @@ def _known_names(known: list[Emoji], folder: Path) -> dict[str, str]:
     for name, code in list(names.items()):
         if name.startswith("flag-"):
             names.setdefault("flag-for-" + name.removeprefix("flag-"), code)
-    for emoji in known:  # the loosest last
+    for emoji in known:  # keywords last: they are the least specific
         for word in emoji.keywords[::-1]:
             if len(word.split()) > 1:
                 names.setdefault(slug(word), emoji.code)
@@ -201,7 +196,7 @@ def _known_names(known: list[Emoji], folder: Path) -> dict[str, str]:
 Draw = Callable[[], Image.Image]
 
 
-def _iconify(package: Path, names: Mapping[str, str], codes: set[str]) -> dict[str, Draw]:
+def _find_icons(package: Path, names: Mapping[str, str], codes: set[str]) -> dict[str, Draw]:
     icons = _read(package / "icons.json")
     exact = dict(names)
     loose = {name.replace("-", ""): code for name, code in reversed(names.items())}
@@ -222,16 +217,18 @@ def _iconify(package: Path, names: Mapping[str, str], codes: set[str]) -> dict[s
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             f' viewBox="{left} {top} {width} {height}">{body}</svg>'
         )
-        found.setdefault(code, lambda svg=svg: _drawn(svg))  # type: ignore[misc]
+        found.setdefault(code, lambda svg=svg: _render(svg))  # type: ignore[misc]
     return found
 
 
-def _drawn(svg: str) -> Image.Image:
+def _render(svg: str) -> Image.Image:
+    import resvg_py  # of requirements-train.txt; not needed once the pictures are drawn
+
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIZE, height=2 * SIZE))
     return Image.open(io.BytesIO(png))
 
 
-def _files(paths: Iterator[Path], codes: set[str]) -> dict[str, Draw]:
+def _find_files(paths: Iterator[Path], codes: set[str]) -> dict[str, Draw]:
     found: dict[str, Draw] = {}
     for path in sorted(paths):
         code = code_of(path.stem)
@@ -240,8 +237,8 @@ def _files(paths: Iterator[Path], codes: set[str]) -> dict[str, Draw]:
     return found
 
 
-def square(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """RGBA [SIZE, SIZE, 4]: the whole picture, centred."""
+def _to_square(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the whole picture, centered on a transparent square: RGBA [SIZE, SIZE, 4]."""
     picture = picture.convert("RGBA")
     picture.thumbnail((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=None)
     canvas = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
@@ -251,7 +248,10 @@ def square(picture: Image.Image) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Drawings:
-    """One style's pictures. pixels: uint8 [N, SIZE, SIZE, 4]. classes: int64 [N], ascending."""
+    """The pictures of one style.
+
+    pixels: uint8 [N, SIZE, SIZE, 4], RGBA. classes: int64 [N], ascending indexes of emoji.
+    """
 
     style: str
     pixels: npt.NDArray[np.uint8]
@@ -259,30 +259,33 @@ class Drawings:
 
 
 def drawings(style: Style, known: list[Emoji], folder: Path) -> Drawings:
-    """`style`'s picture of every emoji it has; drawn once and kept in `folder`."""
-    kept = folder / f"{style.name}-{SIZE}.npz"
-    if not kept.exists():
-        package = download(style.package, folder)
-        codes = {emoji.code for emoji in known}
-        if style.kind == "iconify":
-            draw = _iconify(package, _known_names(known, folder), codes)
-        elif style.kind == "webp":
-            draw = _files((package / "assets").glob("*.webp"), codes)
-        else:
-            draw = _files((package / "img" / "google" / "64").glob("*.png"), codes)
-        if style.kind == "datasource":
-            draw = {code: each for code, each in draw.items() if _is_flag(code)}
+    """Return the pictures that `style` has of `known`; drawn once and stored in `folder`."""
+    file = folder / f"{style.name}-{SIZE}.npz"
+    if not file.exists():
+        draw = _find_pictures(style, known, folder)
         classes = [index for index, emoji in enumerate(known) if emoji.code in draw]
         with ThreadPoolExecutor() as pool:
-            pictures = pool.map(lambda index: square(draw[known[index].code]()), classes)
+            pictures = pool.map(lambda index: _to_square(draw[known[index].code]()), classes)
             pixels = list(tqdm(pictures, f"drawing {style.name}", len(classes)))
-        partial = kept.with_suffix(".partial.npz")
+        partial = file.with_suffix(".partial.npz")
         np.savez(partial, pixels=np.stack(pixels), classes=np.array(classes))
-        partial.rename(kept)
-    with np.load(kept) as arrays:
+        partial.rename(file)
+    with np.load(file) as arrays:
         return Drawings(style.name, arrays["pixels"], arrays["classes"])
 
 
+def _find_pictures(style: Style, known: list[Emoji], folder: Path) -> dict[str, Draw]:
+    """Return a function for each code in the package of `style` that draws its picture."""
+    package = download(style.package, folder)
+    codes = {emoji.code for emoji in known}
+    if style.kind == "iconify":
+        return _find_icons(package, _known_names(known, folder), codes)
+    if style.kind == "webp":
+        return _find_files((package / "assets").glob("*.webp"), codes)
+    flags = {code for code in codes if _is_flag(code)}
+    return _find_files((package / "img" / "google" / "64").glob("*.png"), flags)
+
+
 def _is_flag(code: str) -> bool:
-    """Whether the code is a country's or a region's flag."""
+    """Return whether the code is the flag of a country or a region."""
     return code.startswith(("1f1", "1f3f4-e"))

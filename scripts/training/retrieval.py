@@ -1,4 +1,4 @@
-"""How often the right one is found. Knows nothing of where vectors come from."""
+"""Measure retrieval: how often the matching vector is found first, or among the first five."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Recall:
-    """Shares of queries whose own counterpart is among the first 1, the first 5."""
+    """Fractions of queries whose match ranks first, or among the first five."""
 
     at_1: float
     at_5: float
 
 
 def recall(queries: npt.ArrayLike, answers: npt.ArrayLike) -> Recall:
-    """Row i of `answers` is the right one for row i of `queries`; both [N, D], any length.
+    """Rank `answers` by cosine similarity to each query; row i of each belongs together.
 
-    Ranked by cosine similarity. A tie counts against: answers that are all alike find nothing.
+    queries, answers: [N, D], of any length. Ties count against the match, so that answers which are
+    all alike find nothing.
     """
-    unit = [
-        np.asarray(each) / np.linalg.norm(each, axis=1, keepdims=True)
-        for each in (queries, answers)
-    ]
-    similarity = unit[0] @ unit[1].T
-    right = np.diagonal(similarity)[:, None]
-    rank = (similarity >= right).sum(1)  # the right one itself included
+    unit_queries, unit_answers = (
+        np.asarray(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)
+        for vectors in (queries, answers)
+    )
+    similarity = unit_queries @ unit_answers.T  # [N, N]
+    of_match = np.diagonal(similarity)[:, None]
+    rank = (similarity >= of_match).sum(1)  # 1: the match alone
     return Recall(float((rank <= 1).mean()), float((rank <= 5).mean()))
 
 
-def table(name: str, texts: npt.ArrayLike, images: npt.ArrayLike) -> str:
-    """A row of a Markdown table: both directions' R@1 and R@5."""
-    there, back = recall(texts, images), recall(images, texts)
-    figures = (there.at_1, there.at_5, back.at_1, back.at_5)
+def table_row(name: str, texts: npt.ArrayLike, images: npt.ArrayLike) -> str:
+    """Return a Markdown row: text→image R@1 and R@5, image→text R@1 and R@5."""
+    text_to_image, image_to_text = recall(texts, images), recall(images, texts)
+    figures = (text_to_image.at_1, text_to_image.at_5, image_to_text.at_1, image_to_text.at_5)
     return f"| {name}, {len(np.asarray(texts))} | " + " | ".join(f"{f:.3f}" for f in figures) + " |"

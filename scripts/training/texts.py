@@ -1,16 +1,13 @@
-"""Sentences for an emoji, made up from its name and keywords.
-
-Knows nothing of pictures or tokens.
-"""
+"""Make up sentences for an emoji from its name and keywords."""
 
 from __future__ import annotations
 
 import random
 
-from training.pictures import Emoji
+from scripts.training.pictures import Emoji
 
-# What people write around the thing they mean. The network learns to pass over it.
-AROUND = [
+# Phrases around the thing that is meant. The network learns to ignore them.
+TEMPLATES = [
     "a drawing of {}",
     "a picture of {}",
     "a photo of {}",
@@ -34,28 +31,28 @@ AROUND = [
     "we are at the {}",
     "it is a {} and nothing else",
 ]
-BETWEEN = [", ", " ", " and ", " with ", " of ", " or ", " in a ", " on the ", " for "]
+CONNECTIVES = [", ", " ", " and ", " with ", " of ", " or ", " in a ", " on the ", " for "]
 
 
-def sentence(emoji: Emoji, random: random.Random) -> str:
-    """One way to ask for `emoji`: its name as it is, dressed up, or some of its other words."""
-    dice = random.random()
-    if dice < 0.3 or not emoji.keywords:
+def random_sentence(emoji: Emoji, rng: random.Random) -> str:
+    """Describe `emoji` by its name, its keywords or both, sometimes in a longer phrase."""
+    choice = rng.random()
+    if choice < 0.3 or not emoji.keywords:
         words = [emoji.label]
-    elif dice < 0.55:
-        words = [emoji.label, *_some(emoji, 1, 2, random)]
-    elif dice < 0.65:
-        words = [*_some(emoji, 1, 2, random), emoji.label]
+    elif choice < 0.55:
+        words = [emoji.label, *_random_keywords(emoji, 1, 2, rng)]
+    elif choice < 0.65:
+        words = [*_random_keywords(emoji, 1, 2, rng), emoji.label]
     else:
-        words = _some(emoji, 2, 4, random)
+        words = _random_keywords(emoji, 2, 4, rng)
     text = words[0]
     for word in words[1:]:
-        text += (", " if random.random() < 0.4 else random.choice(BETWEEN)) + word
-    if random.random() < 0.4:
-        text = random.choice(AROUND).format(text)
+        text += (", " if rng.random() < 0.4 else rng.choice(CONNECTIVES)) + word
+    if rng.random() < 0.4:
+        text = rng.choice(TEMPLATES).format(text)
     return text
 
 
-def _some(emoji: Emoji, low: int, high: int, random: random.Random) -> list[str]:
-    count = min(random.randint(low, high), len(emoji.keywords))
-    return random.sample(emoji.keywords, count)
+def _random_keywords(emoji: Emoji, least: int, most: int, rng: random.Random) -> list[str]:
+    count = min(rng.randint(least, most), len(emoji.keywords))
+    return rng.sample(emoji.keywords, count)

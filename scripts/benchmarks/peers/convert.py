@@ -1,10 +1,10 @@
-"""One model's weights in the forms peers read: the same numbers under other names."""
+"""Convert one model's weights to the formats of the peers: the same numbers under other names."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import open_clip
@@ -12,25 +12,28 @@ import safetensors.torch
 import torch
 import transformers
 
-from clip_embed.config import ClipConfig
+from clip_embed.model.config import ClipConfig
 
 Tensors = Mapping[str, torch.Tensor]
 
 
-def write_open_clip(directory: Path, loaded: Tensors) -> None:
-    """A checkpoint for open_clip, float16 as OpenAI's release is."""
-    half = {name: tensor.half().contiguous() for name, tensor in loaded.items()}
-    safetensors.torch.save_file(half, directory / "open_clip_model.safetensors")
+def write_open_clip(directory: Path, tensors: Tensors) -> None:
+    """Write a checkpoint for open_clip, in float16 like OpenAI's release."""
+    safetensors.torch.save_file(_half(tensors), directory / "open_clip_model.safetensors")
 
 
-def write_openai(file: Path, loaded: Tensors) -> None:
-    """A state dict for OpenAI's `clip.load`, float16 as its release is."""
-    torch.save({name: tensor.half().contiguous() for name, tensor in loaded.items()}, file)
+def write_openai(file: Path, tensors: Tensors) -> None:
+    """Write a state dict for OpenAI's `clip.load`, in float16 like its release."""
+    torch.save(_half(tensors), file)
 
 
-def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> None:
-    """A directory for transformers' from_pretrained, float32 as OpenAI's release there is."""
-    transformers_model(config, loaded).save_pretrained(directory)
+def _half(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+
+
+def write_transformers(directory: Path, config: ClipConfig, tensors: Tensors) -> None:
+    """Write a directory for transformers' from_pretrained, in float32 like OpenAI's on the Hub."""
+    transformers_model(config, tensors).save_pretrained(directory)
     write_tokenizer(directory)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(directory, local_files_only=True)
     size = config.image_size
@@ -43,27 +46,27 @@ def write_transformers(directory: Path, config: ClipConfig, loaded: Tensors) -> 
     transformers.CLIPProcessor(images, tokenizer).save_pretrained(directory)
 
 
-def for_older_transformers(directory: Path) -> None:
-    """Make of what `write_transformers` wrote a directory that transformers 4 reads."""
+def convert_for_transformers_4(directory: Path) -> None:
+    """Change a directory of `write_transformers` so that transformers 4 can read it."""
     processor = json.loads((directory / "processor_config.json").read_text())
     (directory / "processor_config.json").unlink()
     images = {**processor["image_processor"], "image_processor_type": "CLIPImageProcessor"}
     (directory / "preprocessor_config.json").write_text(json.dumps(images))
-    # Its tokenizer comes from vocab.json and merges.txt alone.
+    # Version 4 makes its tokenizer from vocab.json and merges.txt alone.
     (directory / "tokenizer.json").unlink(missing_ok=True)
     tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
 def write_tokenizer(directory: Path) -> None:
-    """The files of transformers' CLIPTokenizer."""
-    vocabulary, merges = _vocabulary()
+    """Write the files of transformers' CLIPTokenizer."""
+    vocabulary, merges = _read_vocabulary()
     (directory / "vocab.json").write_text(json.dumps(vocabulary))
     (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
-def _vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's byte-pair vocabulary as transformers' vocab.json and merges.txt hold it."""
+def _read_vocabulary() -> tuple[dict[str, int], list[str]]:
+    """Return CLIP's byte-pair vocabulary, as vocab.json and merges.txt hold it."""
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         merges = file.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
@@ -73,13 +76,44 @@ def _vocabulary() -> tuple[dict[str, int], list[str]]:
     return {piece: index for index, piece in enumerate(pieces)}, merges
 
 
-def transformers_model(config: ClipConfig, loaded: Tensors) -> transformers.CLIPModel:
-    """transformers' CLIPModel with our tensors under its names."""
-    towers = {
-        "vision_config": (config.vision, {"image_size": config.image_size}),
-        "text_config": (config.text, {"vocab_size": config.vocab_size}),
+def transformers_model(config: ClipConfig, tensors: Tensors) -> transformers.CLIPModel:
+    """Return transformers' CLIPModel with `tensors`, which have open_clip's names."""
+    with torch.device("meta"):
+        model = transformers.CLIPModel(_transformers_config(config))
+    state = {
+        "logit_scale": tensors["logit_scale"],
+        "visual_projection.weight": tensors["visual.proj"].T,
+        "text_projection.weight": tensors["text_projection"].T,
     }
-    settings = {
+    for theirs, ours in _parameter_names(config):
+        state[theirs] = tensors[ours]
+    for ours, theirs, layers in _towers(config):
+        for layer in range(layers):
+            attention = f"{theirs}.encoder.layers.{layer}.self_attn"
+            for kind in ("weight", "bias"):
+                qkv = tensors[f"{ours}.resblocks.{layer}.attn.in_proj_{kind}"]
+                for letter, part in zip("qkv", qkv.chunk(3), strict=True):
+                    state[f"{attention}.{letter}_proj.{kind}"] = part
+    model.load_state_dict(state, strict=False, assign=True)
+    # Buffers, which are not in a checkpoint and so still on "meta".
+    for tower in (model.vision_model, model.text_model):
+        length = tower.embeddings.position_ids.shape[-1]
+        tower.embeddings.position_ids = torch.arange(length).expand(1, -1)
+    return model.eval()
+
+
+def _transformers_config(config: ClipConfig) -> transformers.CLIPConfig:
+    towers = {
+        "vision_config": (
+            config.vision,
+            {"image_size": config.image_size, "patch_size": config.patch_size},
+        ),
+        "text_config": (
+            config.text,
+            {"vocab_size": config.vocab_size, "eos_token_id": config.vocab_size - 1},
+        ),
+    }
+    options = {
         name: {
             "hidden_size": tower.width,
             "intermediate_size": int(tower.width * tower.mlp_ratio),
@@ -91,49 +125,39 @@ def transformers_model(config: ClipConfig, loaded: Tensors) -> transformers.CLIP
         }
         for name, (tower, more) in towers.items()
     }
-    settings["vision_config"]["patch_size"] = config.patch_size
-    settings["text_config"]["eos_token_id"] = config.vocab_size - 1
-    with torch.device("meta"):
-        model = transformers.CLIPModel(
-            transformers.CLIPConfig(projection_dim=config.embed_dim, **settings)
-        )
-    state = {
-        "logit_scale": loaded["logit_scale"],
-        "visual_projection.weight": loaded["visual.proj"].T,
-        "text_projection.weight": loaded["text_projection"].T,
-        "vision_model.embeddings.class_embedding": loaded["visual.class_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": loaded["visual.conv1.weight"],
-        "vision_model.embeddings.position_embedding.weight": loaded["visual.positional_embedding"],
-        "text_model.embeddings.token_embedding.weight": loaded["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": loaded["positional_embedding"],
-    }
-    for ours, theirs in (
-        ("visual.ln_pre", "vision_model.pre_layrnorm"),
-        ("visual.ln_post", "vision_model.post_layernorm"),
-        ("ln_final", "text_model.final_layer_norm"),
-    ):
+    return transformers.CLIPConfig(projection_dim=config.embed_dim, **options)
+
+
+def _towers(config: ClipConfig) -> tuple[tuple[str, str, int], ...]:
+    """Return open_clip's name, transformers' name and the number of layers of each tower."""
+    return (
+        ("visual.transformer", "vision_model", config.vision.layers),
+        ("transformer", "text_model", config.text.layers),
+    )
+
+
+def _parameter_names(config: ClipConfig) -> Iterator[tuple[str, str]]:
+    """Yield transformers' and open_clip's name of each parameter that both store alike."""
+    yield "vision_model.embeddings.class_embedding", "visual.class_embedding"
+    yield "vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight"
+    yield "vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"
+    yield "text_model.embeddings.token_embedding.weight", "token_embedding.weight"
+    yield "text_model.embeddings.position_embedding.weight", "positional_embedding"
+    modules = [
+        ("vision_model.pre_layrnorm", "visual.ln_pre"),
+        ("vision_model.post_layernorm", "visual.ln_post"),
+        ("text_model.final_layer_norm", "ln_final"),
+    ]
+    for ours, theirs, layers in _towers(config):
+        for layer in range(layers):
+            their_block, our_block = f"{theirs}.encoder.layers.{layer}", f"{ours}.resblocks.{layer}"
+            modules += [
+                (f"{their_block}.self_attn.out_proj", f"{our_block}.attn.out_proj"),
+                (f"{their_block}.layer_norm1", f"{our_block}.ln_1"),
+                (f"{their_block}.layer_norm2", f"{our_block}.ln_2"),
+                (f"{their_block}.mlp.fc1", f"{our_block}.mlp.c_fc"),
+                (f"{their_block}.mlp.fc2", f"{our_block}.mlp.c_proj"),
+            ]
+    for theirs, ours in modules:
         for kind in ("weight", "bias"):
-            state[f"{theirs}.{kind}"] = loaded[f"{ours}.{kind}"]
-    for ours, theirs, tower in (
-        ("visual.transformer", "vision_model", config.vision),
-        ("transformer", "text_model", config.text),
-    ):
-        for layer in range(tower.layers):
-            a, b = f"{ours}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}"
-            for kind in ("weight", "bias"):
-                qkv = loaded[f"{a}.attn.in_proj_{kind}"].chunk(3)
-                for letter, part in zip("qkv", qkv, strict=True):
-                    state[f"{b}.self_attn.{letter}_proj.{kind}"] = part
-                for mine, other in (
-                    ("attn.out_proj", "self_attn.out_proj"),
-                    ("ln_1", "layer_norm1"),
-                    ("ln_2", "layer_norm2"),
-                    ("mlp.c_fc", "mlp.fc1"),
-                    ("mlp.c_proj", "mlp.fc2"),
-                ):
-                    state[f"{b}.{other}.{kind}"] = loaded[f"{a}.{mine}.{kind}"]
-    model.load_state_dict(state, strict=False, assign=True)
-    for part in (model.vision_model, model.text_model):  # buffers, not weights
-        length = part.embeddings.position_ids.shape[-1]
-        part.embeddings.position_ids = torch.arange(length).expand(1, -1)
-    return model.eval()
+            yield f"{theirs}.{kind}", f"{ours}.{kind}"

@@ -1,4 +1,4 @@
-"""A Cog predictor that does nothing: what the server itself costs."""
+"""A Cog predictor that does nothing: the cost of the server itself."""
 
 from cog import BasePredictor, Input
 

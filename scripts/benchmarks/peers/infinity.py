@@ -1,5 +1,7 @@
-"""infinity-emb, a server for embedding models, in a virtual environment of its own: its pins clash
-with ours."""
+"""Run infinity-emb, a server for embedding models, in a virtual environment of its own.
+
+Its pinned dependencies conflict with this project's.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +9,25 @@ import contextlib
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from local_server import CACHE, free_port
+import httpx
+
+from scripts.lib.cog_server import CACHE, free_port
 
 ENVIRONMENT = CACHE / "infinity"
 PACKAGES = (
     "infinity-emb[torch,server,vision]==0.0.78",
     "torch==2.14.1",
     "torchvision==0.29.1",
-    "aiohttp==3.13.2",  # for images, though only its documentation asks for it
+    "aiohttp==3.13.2",  # needed for images; only the documentation says so
 )
+START_SECONDS = 180
 
 
 def install() -> None:
-    """Once; some minutes."""
+    """Create the virtual environment, if there is none. Takes some minutes."""
     done = ENVIRONMENT / "installed"
     if done.exists():
         return
@@ -36,25 +40,29 @@ def install() -> None:
 
 @contextlib.contextmanager
 def infinity(model: Path, log: Path) -> Iterator[str]:
-    """Serve the transformers directory `model`; yields the URL of its embeddings endpoint."""
+    """Serve the transformers directory `model`; yield the URL of the embeddings endpoint."""
     port = free_port()
     command = [str(ENVIRONMENT / "bin" / "infinity_emb"), "v2", "--model-id", str(model)]
     command += ["--served-model-name", "clip", "--engine", "torch", "--no-bettertransformer"]
-    # Its warm-up is 32 images at once: minutes on a CPU.
+    # Its warm-up embeds 32 images at once: minutes on a CPU.
     command += ["--no-model-warmup", "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--log-level", "warning"]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 180
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"infinity-emb did not start:\n{log.read_text()[-2000:]}")
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.2)
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/embeddings"
     finally:
         process.terminate()
         process.wait()
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(url).is_success:
+                    return
+            time.sleep(0.2)
+    raise RuntimeError(f"infinity-emb did not start:\n{log.read_text()[-2000:]}")

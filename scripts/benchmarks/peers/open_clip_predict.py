@@ -1,4 +1,4 @@
-"""A Cog predictor as open_clip's users write it: download the checkpoint, create the model."""
+"""A Cog predictor in the style of open_clip's users: download the checkpoint, create the model."""
 
 import os
 import tempfile

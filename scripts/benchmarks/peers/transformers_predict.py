@@ -1,4 +1,4 @@
-"""A Cog predictor as transformers' users write it: download the directory, from_pretrained."""
+"""A Cog predictor in the style of transformers' users: download, then from_pretrained."""
 
 import os
 import tempfile

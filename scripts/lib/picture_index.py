@@ -1,4 +1,7 @@
-"""Vectors of pictures on disk, found by likeness: a LanceDB table. Knows nothing of services."""
+"""Store embeddings of pictures on disk and find the most similar ones: a LanceDB table.
+
+The index knows paths and vectors; how a vector is made is not its subject.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +16,41 @@ import pyarrow as pa
 from lancedb.index import IvfSq
 
 TABLE = "pictures"
-# What an index remembers of the model that filled it: this text's vector, in a table of its own.
+# An index stores the embedding of this text, in a table of its own, to recognize its model again.
 PROBE = "a red bicycle"
 PROBE_TABLE = "probe"
-# The same model on another device or in another precision stays above this.
+# Lowest cosine similarity of two embeddings of PROBE by one model: devices and precisions differ.
 SAME_MODEL = 0.99
-# From so many pictures on, vectors are kept in 8 bits, too. A query reads all of those (every
-# partition), and the best so many times what is asked for once more in full: a twentieth of the
-# time of reading everything in full, and the same ranking.
+# With this many pictures or more, vectors are also stored quantized to 8 bits. A query reads all
+# quantized vectors (every partition), and then the best ones, REFINE_FACTOR times as many as are
+# asked for, in full. The ranking is the same as from reading all in full, in 1/20 of the time.
 QUANTIZED_FROM = 10_000
 PARTITIONS = 32
-READ_IN_FULL = 5
+REFINE_FACTOR = 5
+DELETE_BATCH = 500  # paths in one SQL expression
 
 
 class IndexMismatchError(Exception):
-    """The index holds another model's vectors, or there is none."""
+    """The index holds vectors of another model, or there is no index."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was when it was embedded: bytes, and nanoseconds of its last change."""
+    """State of a file when it was embedded. size: bytes. changed: modification time in ns."""
 
     size: int
     changed: int
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """Raises OSError."""
+        """Return the stamp of a file as it is now. Raises OSError."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One embedded picture. vector: float32 [D], any length."""
+    """One embedded picture. vector: float32 [D], of any length."""
 
     path: str
     stamp: Stamp
@@ -55,27 +59,35 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hit:
-    """score: cosine similarity."""
+    """One search result. score: cosine similarity."""
 
     path: str
     score: float
 
 
 class PictureIndex:
-    """A folder with a LanceDB table. One row per path, whatever is added how often."""
+    """Index in a folder: a LanceDB table with one row per path."""
 
     def __init__(self, folder: Path, probe: npt.NDArray[np.float32], create: bool) -> None:
-        """probe: `PROBE` as the service embeds it now.
+        """Open the index in `folder`. probe: the service's embedding of PROBE.
 
-        Raises IndexMismatchError if the table holds vectors of another model, which compare with
-        this one's as well as random numbers do; or if there is no table and `create` is false.
+        Raises IndexMismatchError if the index holds vectors of another model, because similarities
+        between two models are meaningless; and if there is no index and `create` is false.
         """
         if not create and not folder.is_dir():
             raise IndexMismatchError(f"there is no index at {folder}; run `search.py index` first")
         folder.mkdir(parents=True, exist_ok=True)
         database = lancedb.connect(str(folder))
-        probe_ = _unit(probe)
-        schema = pa.schema(
+        unit_probe = _unit(probe)
+        tables = database.list_tables().tables
+        if PROBE_TABLE not in tables:
+            database.create_table(PROBE_TABLE, pa.table({"vector": [unit_probe.tolist()]}))
+        stored = np.array(database.open_table(PROBE_TABLE).to_arrow()["vector"][0].as_py())
+        if len(stored) != len(probe) or float(np.dot(stored, unit_probe)) < SAME_MODEL:
+            raise IndexMismatchError(
+                f"{folder} holds another model's vectors; name another --db, or delete it"
+            )
+        self._schema = pa.schema(
             [
                 pa.field("path", pa.string(), nullable=False),
                 pa.field("size", pa.int64(), nullable=False),
@@ -83,50 +95,41 @@ class PictureIndex:
                 pa.field("vector", pa.list_(pa.float32(), len(probe)), nullable=False),
             ]
         )
-        tables = database.list_tables().tables
-        if PROBE_TABLE not in tables:
-            database.create_table(PROBE_TABLE, pa.table({"vector": [probe_.tolist()]}))
-        then = np.array(database.open_table(PROBE_TABLE).to_arrow()["vector"][0].as_py())
-        if len(then) != len(probe) or float(np.dot(then, probe_)) < SAME_MODEL:
-            raise IndexMismatchError(
-                f"{folder} holds another model's vectors; name another --db, or delete it"
-            )
-        self._schema = schema
-        self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
+        self._table = database.create_table(TABLE, schema=self._schema, exist_ok=True)
 
     def stamps(self) -> dict[str, Stamp]:
-        """Every indexed path with the file as it was then."""
+        """Return the stamp of every indexed path."""
         table = self._table.search().select(["path", "size", "changed"]).limit(None).to_arrow()
         columns = (table[name].to_pylist() for name in ("path", "size", "changed"))
         return {path: Stamp(size, changed) for path, size, changed in zip(*columns, strict=True)}
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Add, or replace what has the same path: on disk, whole, when this returns."""
+        """Add entries, or replace those with the same path. Durable and atomic when it returns."""
         rows = self._rows(list(entries))
         if rows.num_rows:
             merge = self._table.merge_insert("path")
             merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Forget these."""
+        """Remove the entries with these paths."""
         quoted = ["'" + path.replace("'", "''") + "'" for path in paths]
-        for begin in range(0, len(quoted), 500):
-            self._table.delete(f"path IN ({', '.join(quoted[begin : begin + 500])})")
+        for begin in range(0, len(quoted), DELETE_BATCH):
+            self._table.delete(f"path IN ({', '.join(quoted[begin : begin + DELETE_BATCH])})")
 
     def compact(self) -> None:
-        """Many small writes become few files, and many vectors small ones: queries get faster."""
+        """Merge small files and quantize the vectors if there are many: queries get faster."""
         self._table.optimize()
         if self._table.count_rows() >= QUANTIZED_FROM and not self._table.list_indices():
             config = IvfSq(distance_type="cosine", num_partitions=PARTITIONS)
             self._table.create_index("vector", config=config)
 
     def nearest(self, vector: npt.NDArray[np.float32], count: int) -> list[Hit]:
-        """The most alike, best first; none is passed over for being in the wrong partition."""
+        """Return the `count` most similar entries, best first. The search covers all partitions."""
         search = self._table.search(_unit(vector), vector_column_name="vector")
         rows = (
             search.distance_type("cosine")
             .nprobes(PARTITIONS)
-            .refine_factor(READ_IN_FULL)
+            .refine_factor(REFINE_FACTOR)
             .select(["path", "_distance"])
             .limit(count)
             .to_arrow()
@@ -149,4 +152,5 @@ class PictureIndex:
 
 
 def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return `vector` divided by its length."""
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The held-out drawings in `examples/`: Twemoji, a style the demo's model has never seen."""
+"""Read the held-out drawings in `examples/`: Twemoji, a style the demo's model has not seen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples"
-SHEET = FOLDER / "twemoji.webp"  # tiles in reading order
-NAMES = FOLDER / "twemoji.json"  # their names, in the same order
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+SHEET = FOLDER / "twemoji.webp"  # square tiles, row by row
+NAMES = FOLDER / "twemoji.json"  # the names of the tiles, in the same order
 COLUMNS = 44
 
 
@@ -24,29 +24,30 @@ class Drawing:
     picture: Image.Image
 
     def png(self) -> bytes:
-        """As a file somebody might send."""
+        """Encode the picture as a PNG file."""
         file = io.BytesIO()
         self.picture.save(file, "PNG", compress_level=1)
         return file.getvalue()
 
 
 def held_out() -> list[Drawing]:
-    """All of them, in Unicode's order."""
+    """Return all drawings, in Unicode's order."""
     names = json.loads(NAMES.read_bytes())
     with Image.open(SHEET) as sheet:
         tiles = sheet.convert("RGBA")
     size = tiles.width // COLUMNS
-    return [
-        Drawing(
-            name,
-            tiles.crop((x := i % COLUMNS * size, y := i // COLUMNS * size, x + size, y + size)),
-        )
-        for i, name in enumerate(names)
-    ]
+    drawings = []
+    for i, name in enumerate(names):
+        left, top = i % COLUMNS * size, i // COLUMNS * size
+        drawings.append(Drawing(name, tiles.crop((left, top, left + size, top + size))))
+    return drawings
 
 
 def pack(names: Sequence[str], pictures: Sequence[Image.Image]) -> None:
-    """Write what `held_out` reads. pictures: RGBA, square, of one size."""
+    """Write the files that `held_out` reads. pictures: RGBA, square, all of one size.
+
+    Used once, to make the files in `examples/`.
+    """
     size = pictures[0].width
     rows = -(-len(pictures) // COLUMNS)
     tiles = Image.new("RGBA", (COLUMNS * size, rows * size), (255, 255, 255, 0))

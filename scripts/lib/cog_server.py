@@ -1,11 +1,12 @@
-"""The real Cog server on this machine, without Docker: for the demo, `scripts/predict`, tests and
-benchmarks. Knows how to start it, wait for it and end it; nothing of what it serves.
+"""Run the real Cog server on this machine, without Docker.
+
+Used by the demo, `scripts/predict`, tests and benchmarks. It starts and stops the server, and knows
+nothing of the model that is served. Few imports: benchmarks time what runs beside them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -15,45 +16,54 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.lib.process_guard import ProcessGuard
+
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "openapi.json"
 CACHE = ROOT / ".cache"
 
+POLL_SECONDS = 0.01
+"""Pause between two looks at /health-check: the resolution of measured start times."""
+
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """Return a TCP port that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def venv_path() -> str:
-    """PATH with this interpreter first: Cog starts its worker as plain `python`."""
+    """Return PATH with this interpreter first: Cog starts its worker as plain `python`."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def image_environment() -> dict[str, str]:
-    """What cog.yaml sets in the image, and the places `cog build` reads from @concurrent there, so
-    that a server outside one runs alike."""
+    """Return the environment variables that the image sets, for a server outside of it.
+
+    They are those of cog.yaml, and the concurrency limit that `cog build` reads from @concurrent.
+    """
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
-    [places] = re.findall(r"@concurrent\(max=(\d+)\)", (ROOT / "predict.py").read_text())
+    [limit] = re.findall(r"@concurrent\(max=(\d+)\)", (ROOT / "predict.py").read_text())
     variables = dict(line.split("=", 1) for line in config["environment"])
-    return {**variables, "COG_MAX_CONCURRENCY": places}
+    return {**variables, "COG_MAX_CONCURRENCY": limit}
 
 
 class CogServer:
-    """`python -m cog.server.http` in a directory of its own; use as a context manager.
+    """`python -m cog.server.http` in a temporary directory; use it as a context manager.
 
-    environment: added to this process's; None removes a variable. schema: what stands in
-    `.cog/openapi_schema.json`, None for nothing, as after a build without one. predictor: Cog's
-    reference, file:class. log: where the server's output goes.
+    environment: variables to add to this process's; None removes one. schema: the file to copy to
+    `.cog/openapi_schema.json`; None for a server that was built without a schema. predictor: as Cog
+    writes it, file:class. port: default, a free one. log: receives the server's output.
+
+    If this process is killed, the server is killed too.
     """
 
     def __init__(
@@ -67,6 +77,9 @@ class CogServer:
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        # To this machine, without TLS: no proxy of the environment, and no certificates to load.
+        self._http = httpx.Client(base_url=self.url, trust_env=False, verify=False)
+        self._guard: ProcessGuard | None = None
         self._environment = environment
         self._schema = schema
         self._predictor = predictor
@@ -81,7 +94,7 @@ class CogServer:
         (self.directory / "tmp").mkdir()
         if self._schema is not None:
             shutil.copyfile(self._schema, self.directory / ".cog" / "openapi_schema.json")
-        wanted = {
+        variables = {
             **os.environ,
             **image_environment(),
             "PATH": venv_path(),
@@ -91,76 +104,81 @@ class CogServer:
             "COG_PREDICT_TYPE_STUB": self._predictor,
             **self._environment,
         }
+        self._guard = ProcessGuard(str(self.directory))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
             cwd=self.directory,
-            env={name: value for name, value in wanted.items() if value is not None},
+            env={name: value for name, value in variables.items() if value is not None},
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
         )
+        self._guard.watch(self.process)
         return self
 
     def __exit__(self, *exception: object) -> None:
         assert self.process is not None
+        assert self._guard is not None
+        self._http.close()
         self.process.terminate()
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
         finally:
-            # The worker is in the server's session: nothing of it may stay behind.
+            # The worker is in the same process group, and may outlive the server.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            self._guard.close()
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def health(self) -> dict[str, Any]:
-        """What /health-check answers; raises OSError while nobody listens."""
-        with urllib.request.urlopen(f"{self.url}/health-check", timeout=10) as response:
-            return dict(json.load(response))
+        """Return the answer of /health-check. Raises OSError if the server does not answer."""
+        return self._json("GET", "/health-check", timeout=10)
 
     def wait(self, timeout: float = 120.0) -> dict[str, Any]:
-        """Wait until set-up has succeeded or failed; the health then.
+        """Wait until setup has succeeded or failed, and return the health then.
 
-        Raises TimeoutError, and RuntimeError if the server ends.
+        Raises TimeoutError, and RuntimeError if the server exits.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             assert self.process is not None
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}")
-            try:
+                raise RuntimeError(f"the server exited with status {self.process.returncode}")
+            with contextlib.suppress(OSError):
                 health = self.health()
-            except OSError:
-                pass
-            else:
                 if health["status"] != "STARTING":
                     return health
-            time.sleep(0.01)
+            time.sleep(POLL_SECONDS)
         raise TimeoutError(f"the server was not ready after {timeout:.0f} s")
 
     def wait_ready(self, timeout: float = 120.0) -> dict[str, Any]:
-        """`wait`, and RuntimeError with the set-up's log if it failed."""
+        """Call `wait`, and raise RuntimeError with the setup log unless the status is READY."""
         health = self.wait(timeout)
         if health["status"] != "READY":
             raise RuntimeError(f"{health['status']}: {self.setup_log()}")
         return health
 
     def setup_log(self, timeout: float = 10.0) -> str:
-        """What set-up wrote, once it is over; in /health-check the log follows the status."""
+        """Return what setup printed. Call it after setup: Cog adds the log after the status."""
         deadline = time.monotonic() + timeout
         while True:
             log = str(self.health().get("setup", {}).get("logs", ""))
             if log or time.monotonic() > deadline:
                 return log
-            time.sleep(0.02)
+            time.sleep(2 * POLL_SECONDS)
 
     def predict(self, **inputs: Any) -> dict[str, Any]:
-        """POST a prediction and return the response; raises urllib.error.HTTPError."""
-        request = urllib.request.Request(
-            f"{self.url}/predictions",
-            data=json.dumps({"input": inputs}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return dict(json.load(response))
+        """Request a prediction and return Cog's response, also that of a failed prediction.
+
+        Raises httpx.HTTPStatusError if Cog refuses the request, and OSError if it does not answer.
+        """
+        return self._json("POST", "/predictions", timeout=120, json={"input": inputs})
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise ConnectionError(f"{self.url}{path}: {error}") from error
+        return dict(response.raise_for_status().json())

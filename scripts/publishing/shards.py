@@ -1,0 +1,50 @@
+"""Convert tensors to safetensors shards, in the narrowest type that loses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+
+from clip_embed.checkpoint.manifest import SHARD_SUFFIX
+
+SHARD_BYTES = 256 * 2**20
+"""Maximum size of a shard's tensors; a larger tensor gets a shard of its own."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file. data: its bytes. tensor_names: the tensors in it."""
+
+    name: str
+    data: bytes
+    tensor_names: tuple[str, ...]
+
+
+def narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor` as float16 if that changes no bit of its float32 values, else as float32."""
+    wide = tensor.float().contiguous()
+    half = wide.half()
+    same = torch.equal(half.float().view(torch.int32), wide.view(torch.int32))
+    return half if same else wide
+
+
+def shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[Shard]:
+    """Yield the shards that hold `tensors`, in order."""
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    free = SHARD_BYTES
+    for name, tensor in tensors.items():
+        stored = narrow(tensor)
+        if stored.nbytes > free and groups[-1]:
+            groups.append({})
+            free = SHARD_BYTES
+        groups[-1][name] = stored
+        free -= stored.nbytes
+    for number, group in enumerate(groups, 1):
+        yield Shard(
+            f"model-{number:05}-of-{len(groups):05}{SHARD_SUFFIX}",
+            safetensors.torch.save(group, metadata={"format": "pt"}),
+            tuple(group),
+        )
