@@ -1,0 +1,45 @@
+"""The network accepts exactly the tensors of its architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import weights
+from clip_embed.checkpoint.load import load_tensors
+from clip_embed.errors import ModelError
+from clip_embed.model.clip import Clip
+from clip_embed.model.config import ClipConfig
+from tests.helpers.paths import TINY
+
+CONFIG = ClipConfig.from_open_clip(json.loads(TINY.read_text()))
+
+
+def test_load_gives_every_parameter_a_value(tiny_model: Path) -> None:
+    """Parameters are on the meta device before."""
+    model = Clip(CONFIG)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    with weights.pull(str(tiny_model)) as pull:
+        model.load(load_tensors(pull.blocks(), torch.device("cpu"), torch.float32))
+    assert not [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not list(model.buffers())
+
+
+def test_load_rejects_tensors_of_another_network() -> None:
+    """The error names missing, unknown and misshapen tensors, and nothing is loaded."""
+    model = Clip(CONFIG)
+    tensors = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
+    tensors |= {"stranger": torch.zeros(1), "visual.proj": torch.zeros(2, 2)}
+    del tensors["ln_final.bias"]
+    with pytest.raises(ModelError) as caught:
+        model.load(tensors)
+    for problem in (
+        "ln_final.bias is missing",
+        "stranger is unknown",
+        "visual.proj has shape [2, 2], expected [64, 768]",
+    ):
+        assert problem in str(caught.value)
+    assert next(model.parameters()).is_meta

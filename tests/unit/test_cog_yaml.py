@@ -1,0 +1,50 @@
+"""Test cog.yaml, without Docker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+import jsonschema
+import yaml
+
+import predict
+from tests.helpers.paths import ROOT
+
+# The keys of Cog's configuration that apply to a GPU image. Source: Cog, docs/yaml.md.
+COG_YAML = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["build", "predict"],
+    "properties": {
+        "build": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["python_version"],
+            "properties": {
+                "gpu": {"type": "boolean"},
+                "cuda": {"type": "string", "pattern": r"^\d+\.\d+(\.\d+)?$"},
+                "python_version": {"enum": ["3.10", "3.11", "3.12", "3.13"]},
+                "python_requirements": {"type": "string"},
+                "sdk_version": {"type": "string"},
+                "system_packages": {"type": "array", "items": {"type": "string"}},
+                "run": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+        "environment": {"type": "array", "items": {"type": "string", "pattern": r"^\w+="}},
+        "image": {"type": "string"},
+        "predict": {"type": "string", "pattern": r"^[\w.]+\.py:\w+$"},
+    },
+}
+
+
+def test_cog_yaml_is_valid() -> None:
+    """Its keys are documented by Cog, its files exist, and its versions are those under test."""
+    document = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    jsonschema.validate(document, COG_YAML)
+    file, _, name = document["predict"].partition(":")
+    assert (ROOT / file).is_file()
+    assert hasattr(predict, name)
+    assert (ROOT / document["build"]["python_requirements"]).is_file()
+    assert document["build"]["sdk_version"] == importlib.metadata.version("cog")
+    assert document["build"]["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,0 +1,62 @@
+"""The two forms of a vector that Cog is given, and the choice between them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip_embed.cog_workarounds import output
+from scripts.lib.cog_server import SCHEMA
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path at which Cog's worker reads the schema from this working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cog").mkdir()
+    return tmp_path / output.SCHEMA_PATH
+
+
+def test_one_message_stays_flat_with_our_schema(schema_file: Path) -> None:
+    """openapi.json declares an array, but not at the top of the output's schema."""
+    schema_file.write_text(SCHEMA.read_text())
+    assert output.one_message_stays_flat()
+
+
+def test_one_message_stays_flat_without_a_schema(schema_file: Path) -> None:
+    """Cog wraps nothing if the output's type is unknown."""
+    assert not schema_file.exists()
+    assert output.one_message_stays_flat()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        json.dumps({"components": {"schemas": {"Output": {"type": "array"}}}}),
+        json.dumps({"components": {"schemas": {}}}),
+        json.dumps({"components": {"schemas": {"Output": []}}}),
+        "[]",
+        "{",
+    ],
+    ids=["array at the top", "no output", "output not an object", "not a schema", "not JSON"],
+)
+def test_one_message_is_not_used_with_an_array_or_malformed_schema(
+    schema_file: Path, schema: str
+) -> None:
+    """An array at the top of the schema, or a malformed schema, requires a plain list."""
+    schema_file.write_text(schema)
+    assert not output.one_message_stays_flat()
+
+
+def test_as_list_and_as_one_message_hold_the_same_numbers() -> None:
+    """`as_list` returns exactly a list; the `tolist` of the one message returns a subclass."""
+    vector = np.array([1.5, -2.25], dtype=np.float32)
+    assert type(output.as_list(vector)) is list
+    message = output.as_one_message(vector)
+    assert isinstance(message, np.ndarray)
+    assert message.tolist() == output.as_list(vector) == [1.5, -2.25]
+    assert isinstance(message.tolist(), list)
+    assert type(message.tolist()) is not list

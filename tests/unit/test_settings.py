@@ -1,0 +1,84 @@
+"""Environment variables are read and validated in one place."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from clip_embed.errors import SettingError
+from clip_embed.settings import SETTINGS, Setting, Settings, storage_emulator_url
+from tests.helpers.paths import ROOT
+
+
+def test_settings_have_defaults() -> None:
+    """An empty environment gives the documented defaults."""
+    assert Settings.from_environment({}) == Settings(
+        weights=None, weights_cache=None, device=None, max_image_pixels=100_000_000, fast_jpeg=False
+    )
+
+
+def test_settings_are_read_from_the_environment() -> None:
+    environment = {
+        "CLIP_WEIGHTS": " gs://bucket/clip ",
+        "CLIP_WEIGHTS_CACHE": "/cache",
+        "CLIP_DEVICE": "cpu",
+        "CLIP_MAX_IMAGE_PIXELS": "1000",
+        "CLIP_FAST_JPEG": "1",
+    }
+    assert Settings.from_environment(environment) == Settings(
+        "gs://bucket/clip", "/cache", "cpu", 1000, True
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_blank_variable_counts_as_unset(setting: Setting) -> None:
+    assert Settings.from_environment({setting.name: "  "}) == Settings()
+    assert storage_emulator_url({setting.name: "  "}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CLIP_DEVICE", "gpu", "CLIP_DEVICE is 'gpu'; use 'cuda' or 'cpu', or leave it unset"),
+        ("CLIP_FAST_JPEG", "yes", "CLIP_FAST_JPEG is 'yes'; use '0' or '1', or leave it unset"),
+        *(
+            ("CLIP_MAX_IMAGE_PIXELS", value, f"is '{value}'; give a whole number of pixels")
+            for value in ("0", "-1", "1e6", "many")
+        ),
+    ],
+)
+def test_invalid_value_is_rejected(name: str, value: str, message: str) -> None:
+    """The message names the variable, its value and the values allowed."""
+    with pytest.raises(SettingError, match=re.escape(message)):
+        Settings.from_environment({name: value})
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1:4443", "http://127.0.0.1:4443"),
+        ("http://127.0.0.1:4443/", "http://127.0.0.1:4443"),
+        ("https://emulator", "https://emulator"),
+    ],
+)
+def test_emulator_host_may_lack_the_scheme(host: str, url: str) -> None:
+    assert storage_emulator_url({"STORAGE_EMULATOR_HOST": host}) == url
+
+
+def test_no_other_module_reads_the_environment() -> None:
+    """os.environ appears in settings.py, and where a workaround removes a variable of Cog's."""
+    files = [ROOT / "predict.py", ROOT / "weights.py", *(ROOT / "clip_embed").rglob("*.py")]
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if re.search(r"os\.(environ|getenv)", path.read_text())
+    }
+    assert readers == {"clip_embed/settings.py", "clip_embed/cog_workarounds/worker.py"}
+
+
+def test_every_variable_is_listed_in_settings() -> None:
+    """A variable that settings.py reads, and SETTINGS lacks, would be missing from the README."""
+    source = (ROOT / "clip_embed" / "settings.py").read_text()
+    read = set(re.findall(r'\(environment, "(\w+)"', source))
+    assert read == {setting.name for setting in SETTINGS}
