@@ -55,7 +55,7 @@ class Predictor(BasePredictor):
     ) -> list[float]:
         """Embed the image, or the text: CLIP's projected feature, 768 floats, not normalized.
 
-        Raises InputError if the input cannot be embedded; the service stays ready.
+        Raises InputError if the input cannot be embedded, EmbeddingError if the network fails.
         """
         if image is not None:
             if text:

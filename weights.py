@@ -49,12 +49,12 @@ STALL_SECONDS = 60.0
 """Timeout between two blocks."""
 
 PULL_SECONDS = 600.0
-"""Timeout for the whole pull, although blocks still arrive."""
+"""Timeout for the whole pull, even if blocks still arrive."""
 
 NICENESS = 10
 """Added to the niceness of the downloading threads, so that they yield to the import of torch, for
-which a start waits longest. On two cores READY came a tenth sooner; 5 brought less, and with 19 the
-start waited for the pull."""
+which a start waits longest. On two cores READY came 10% sooner; 5 helped less, and with 19 the
+start had to wait for the pull."""
 
 
 @dataclass

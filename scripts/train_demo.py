@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,29 +61,42 @@ def main() -> None:
     batches = Batches(emojis, training, arguments.seed)
     trainee = Trainee(config, lay_on_white(batches.pixels), batches.classes)
     run = TrainingRun(trainee, batches, tokenizer, arguments.steps)
+
+    def measure(clip: Clip, drawings: Drawings) -> str:
+        return measure_retrieval(clip, tokenizer, emojis, drawings)
+
     checkpoint = TRAINING_CACHE / f"checkpoint-{arguments.seed}.pt"
+    train(run, checkpoint, lambda clip: measure(clip, held_out[0]))
+
+    published = publish_average(run, arguments.out)
+    for drawings in held_out:
+        print(measure(published, drawings))
+
+
+def publish_average(run: TrainingRun, out: Path) -> Clip:
+    """Publish the averaged parameters to `out`; return a network with them, as published."""
+    # The published file holds float16: round first, so that the network is what is published.
+    rounded = {name: tensor.half().float() for name, tensor in run.average.items()}
+    weights = TRAINING_CACHE / "emoji-clip.pt"
+    torch.save(rounded, weights)
+    publish(read_model(str(weights), str(ARCHITECTURE)), open_storage(str(out)))
+    clip = run.averaged_clip()
+    clip.load(rounded)
+    return clip
+
+
+def train(run: TrainingRun, checkpoint: Path, measure: Callable[[Clip], str]) -> None:
+    """Train from `checkpoint`, if it exists, to the end. measure: returns a row of results."""
     if checkpoint.exists():
         run.load(checkpoint)
-
     progress = tqdm(total=run.steps, desc="training", initial=run.steps_done)
     while run.steps_done < run.steps:
         loss = run.step()
         progress.set_postfix(loss=f"{loss:.2f}", refresh=False)
         progress.update()
         if run.steps_done % CHECKPOINT_STEPS == 0 or run.steps_done == run.steps:
-            row = measure_retrieval(run.averaged_clip(), tokenizer, emojis, held_out[0])
-            progress.write(f"step {run.steps_done}: {row}")
+            progress.write(f"step {run.steps_done}: {measure(run.averaged_clip())}")
             run.save(checkpoint)
-
-    # The published file holds float16: round first, and measure what is published.
-    rounded = {name: tensor.half().float() for name, tensor in run.average.items()}
-    clip = Clip(config)
-    clip.load(rounded)
-    for drawings in held_out:
-        print(measure_retrieval(clip, tokenizer, emojis, drawings))
-    weights = TRAINING_CACHE / "emoji-clip.pt"
-    torch.save(rounded, weights)
-    publish(read_model(str(weights), str(ARCHITECTURE)), open_storage(str(arguments.out)))
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
 """Fetch one published object, or one verified block of it, with retries.
 
-The one place that decides what is retried, how often and after which pause. obstore's own retries
-are off, so that a damaged block is fetched again alone and a pull that ends stops at once.
+Decides how often, and after which pause, a TransientError is retried; the store decides which
+errors are transient (stores.py). obstore's own retries are off, so that a damaged block is fetched
+again alone and a pull that ends stops at once.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RetryPolicy:
 
 
 RETRY = RetryPolicy(attempts=8, first_pause=0.05, max_pause=2.0)
-"""After a timeout, a reset connection, a wrong checksum, HTTP 408 or 5xx."""
+"""After a timeout, a reset connection, a wrong checksum, or an HTTP status that may not repeat."""
 
 BUSY_RETRY = RetryPolicy(attempts=24, first_pause=0.25, max_pause=4.0)
 """After HTTP 429 or 503: about a minute. By then a busy bucket has served a thousand replicas that

@@ -1,7 +1,7 @@
 """Read published bytes from a directory, a web server or a Cloud Storage bucket.
 
-Each store turns its errors into three kinds: missing, access denied, and transient, which may be
-retried (fetch.py). obstore is imported only for locations that need it, and google-auth only for
+Each store turns its errors into four kinds: missing, access denied, final, and transient, which may
+be retried (fetch.py). obstore is imported only for locations that need it, and google-auth only for
 private buckets.
 """
 
@@ -154,7 +154,7 @@ def _client_options(allow_http: bool) -> dict[str, Any]:
     }
 
 
-# fetch.py decides what is retried.
+# obstore must not retry: fetch.py does.
 _NO_RETRIES: dict[str, Any] = {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 

@@ -89,7 +89,7 @@ class Tokenizer:
 def clean_text(text: str) -> str:
     """Clean `text` as CLIP does: fix mojibake, resolve HTML entities twice, collapse white space,
     lower the case."""
-    # ftfy also fixes surrogates: a pair becomes its character, any other U+FFFD.
+    # ftfy also fixes surrogates: a pair becomes its character, a lone one U+FFFD.
     text = _unescape(_unescape(ftfy.fix_text(text[:MAX_CHARACTERS])))
     return " ".join(text.split()).lower()
 

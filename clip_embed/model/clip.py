@@ -7,7 +7,7 @@ the tests.
 Letters in shape comments: B batch, L tokens of a text, N tokens of all texts, P patches + 1,
 W width, H heads, D embedding.
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-2021, section 2.4, and open_clip's implementation, which the parity tests hold this one against.
+2021, section 2.4, and open_clip's implementation; tests/reference compares the two.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class RangeServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def asked_for(self, name: str) -> list[Request]:
+    def requests_for(self, name: str) -> list[Request]:
         """Return the requests for files called `name`."""
         with self._lock:
             return [request for request in self.requests if request.name == name]

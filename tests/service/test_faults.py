@@ -159,10 +159,10 @@ def rename(name: str) -> Change:
 
 
 TABLE = [
-    ("503 twice for every range", each_range(status(503), 2), BYTES, 20),
-    ("429 twice for every range", each_range(status(429), 2), BYTES, 20),
+    ("503 twice for each range", each_range(status(503), 2), BYTES, 20),
+    ("429 twice for each range", each_range(status(429), 2), BYTES, 20),
     ("503 with Retry-After: 1", each_range(retry_after, 2), BYTES, 20),
-    ("500 once for every range", each_range(status(500), 1), BYTES, 20),
+    ("500 once for each range", each_range(status(500), 1), BYTES, 20),
     ("connection closed before the first byte", each_range(hang_up, 1), BYTES, 20),
     ("reset mid-body", each_range(cut_short, 1), BYTES, 20),
     ("stalled before the first byte", at(FIRST, stall, block=1, times=1), BYTES, 8),

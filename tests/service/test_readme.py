@@ -91,6 +91,7 @@ def test_emulator_commands_start_a_server() -> None:
 def test_serve_and_predict_commands_give_the_same_vector() -> None:
     """`scripts/predict` embeds a text and an image, and prints nothing but the vector."""
     serve, *predict = code_block("scripts/predict").replace("…", DEMO).splitlines()
+    assert serve == f"{code_block(f'CLIP_WEIGHTS={DEMO}').strip()} --port 5000"  # the quickstart's
     port = free_port()
     with started(serve.replace("5000", str(port))) as process:
         wait_ready(port, process)

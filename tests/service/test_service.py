@@ -145,9 +145,9 @@ def test_image_format_is_accepted(client: httpx.Client, name: str) -> None:
 
 def test_image_takes_precedence_over_text(client: httpx.Client) -> None:
     """The log says that the text is ignored."""
-    picture = data_uri(CAT.read_bytes())
-    both = embed(client, text="a red bicycle", image=picture)
-    assert both["output"] == embed(client, image=picture)["output"]
+    image = data_uri(CAT.read_bytes())
+    both = embed(client, text="a red bicycle", image=image)
+    assert both["output"] == embed(client, image=image)["output"]
     assert "text is ignored" in both["logs"]
 
 

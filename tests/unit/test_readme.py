@@ -1,4 +1,4 @@
-"""Test the tables of README.md against the code."""
+"""Test the tables and links of README.md and docs/ against the code and the files."""
 
 from __future__ import annotations
 

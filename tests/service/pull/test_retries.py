@@ -68,7 +68,7 @@ def test_retries_end_after_the_last_attempt(
     assert isinstance(error, TransferError)
     assert f"{url}/{name}" in str(error)
     assert "HTTP 503" in str(error)
-    ranges = [request.range for request in web_server.asked_for(name)]
+    ranges = [request.range for request in web_server.requests_for(name)]
     assert ranges.count(None if name == "manifest.json" else (0, BLOCK)) == 3
 
 
