@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from clip_embed.checkpoint.cache import Cache
@@ -149,7 +149,7 @@ class Pull:
     def manifest(self) -> Manifest:
         """The manifest; waits for it. Raises WeightsError."""
         with self._changed:
-            self._changed.wait_for(lambda: self._state.manifest or self._state.error)
+            _wait_for(self._changed, lambda: self._state.manifest or self._state.error)
             if self._state.manifest is None:
                 raise self._failure()
             return self._state.manifest
@@ -162,7 +162,7 @@ class Pull:
         if name not in SMALL_NAMES:
             raise ValueError(f"{name} is not one of {', '.join(SMALL_NAMES)}")
         with self._changed:
-            self._changed.wait_for(lambda: name in self._state.small_files or self._state.error)
+            _wait_for(self._changed, lambda: name in self._state.small_files or self._state.error)
             if name not in self._state.small_files:
                 raise self._failure()
             return self._state.small_files[name]
@@ -174,8 +174,9 @@ class Pull:
         """
         while True:
             with self._block_arrived:
-                self._block_arrived.wait_for(
-                    lambda: self._state.arrived or self._state.error or self._state.complete
+                _wait_for(
+                    self._block_arrived,
+                    lambda: self._state.arrived or self._state.error or self._state.complete,
                 )
                 if self._state.arrived:
                     block = self._state.arrived.popleft()
@@ -191,7 +192,7 @@ class Pull:
         Raises WeightsError if the pull fails.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._state.error or self._state.complete)
+            _wait_for(self._changed, lambda: self._state.error or self._state.complete)
             if self._state.error:
                 raise self._failure()
         return sum(shard.size for shard in self.manifest.shards)
@@ -409,6 +410,16 @@ class Pull:
             self._last_arrival = time.perf_counter()
             if state.complete:
                 self._wake_all()
+
+
+def _wait_for(condition: threading.Condition, predicate: Callable[[], object]) -> None:
+    """Wait until `predicate` is true, and wake each second so that signal handlers can run.
+
+    A signal that arrives just before a wait without timeout is handled only after the next
+    notification (CPython 3.11): SIGTERM during a pull then hung 3 times in 120.
+    """
+    while not condition.wait_for(predicate, timeout=1.0):
+        pass
 
 
 def _needed_files(manifest: Manifest) -> list[PublishedFile]:
