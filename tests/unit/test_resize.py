@@ -30,7 +30,7 @@ def test_resizing_only_the_center_part_is_within_2_of_255(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Black-and-white noise shows the largest error."""
-    for width, height in SIZES[kind][::4]:
+    for width, height in SIZES[kind][::8]:
         picture = black_and_white_noise(width, height)
         whole = exact_pixels(picture)
         with monkeypatch.context() as patched:
@@ -50,7 +50,7 @@ def test_resize_center_only_is_within_1_of_255(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height"), [(1, 20_000), (20_000, 1), (1, 1_000_001), (40_000_000, 1)]
+    ("width", "height"), [(1, 20_000), (20_000, 1), (1, 1_000_001), (4_000_000, 1)]
 )
 def test_very_long_strip_is_resized_in_part(width: int, height: int, tmp_path: Path) -> None:
     """Resized as a whole, a strip one pixel wide would exceed any machine's memory."""
