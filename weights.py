@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -39,7 +40,7 @@ from clip_embed.errors import TransferError, WeightsError
 log = logging.getLogger("clip_embed.weights")
 
 STREAMS = min(16, 4 * (os.cpu_count() or 4))
-"""Requests in flight. A stream from Cloud Storage brings 50–200 MB/s, so sixteen fill 10 Gbit/s; a
+"""Requests in flight, about; see `balanced_streams`. A stream from Cloud Storage brings 50–200 MB/s, so sixteen fill 10 Gbit/s; a
 core keeps up with about four, and more only compete for it."""
 
 MANIFEST_SECONDS = 10.0
@@ -81,11 +82,22 @@ class PullStats:
         )
 
 
-def pull(location: str | None, streams: int = STREAMS, cache: str | None = None) -> Pull:
+def balanced_streams(blocks: int) -> int:
+    """Return STREAMS, or up to a quarter more, so that the last round of requests is a full one.
+
+    The 107 blocks of ViT-L/14 take 7 rounds with 16 streams, and 6 with 18. Where each stream has a
+    limit, that is 16% faster.
+    """
+    rounds = max(blocks // STREAMS, 1)
+    return min(math.ceil(blocks / rounds), STREAMS * 5 // 4)
+
+
+def pull(location: str | None, streams: int | None = None, cache: str | None = None) -> Pull:
     """Start to download the model published at `location`, and return at once.
 
-    location: gs://bucket/prefix, https://host/prefix or a directory. streams: requests in flight.
-    cache: a directory that is searched for files first; see `Pull.fill_cache`.
+    location: gs://bucket/prefix, https://host/prefix or a directory. streams: most requests in
+    flight; by default `balanced_streams`. cache: a directory that is searched for files first; see
+    `Pull.fill_cache`.
 
     Raises nothing: errors are raised by the methods of `Pull`.
     """
@@ -112,7 +124,7 @@ class _State:
 class Pull:
     """A model that is being downloaded. Close it, or use it as a context manager."""
 
-    def __init__(self, location: str | None, streams: int, cache: Cache | None) -> None:
+    def __init__(self, location: str | None, streams: int | None, cache: Cache | None) -> None:
         self._location = location
         self._streams = streams
         self._cache = cache
@@ -291,7 +303,7 @@ class Pull:
         # First blocks first: small files are needed soonest, and the first block of a shard holds
         # the header that its other blocks need.
         blocks.sort(key=lambda block: block.index > 0)
-        self.stats.streams = min(self._streams, len(blocks))
+        self.stats.streams = min(self._streams or balanced_streams(len(blocks)), len(blocks))
         self.stats.bytes_total = sum(file.size for file in files)
         with self._changed:
             if self._state.closed:

@@ -52,7 +52,7 @@ class Scenario:
 
     replicas: int
     spread: float = 0.0
-    streams: int = 16
+    streams: int = 18  # weights.balanced_streams with four cores or more
     attempts: int = BUSY_RETRY.attempts
     replica_bandwidth: float = 10 * GIGABIT
     stream_bandwidth: float = 100e6
