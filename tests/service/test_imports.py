@@ -29,3 +29,10 @@ def test_setup_imports_nothing_slow_but_torch(tiny_model: Path) -> None:
         text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["[] False True"], done.stdout + done.stderr
+
+
+def test_modules_are_imported_from_the_checkout(tmp_path: Path) -> None:
+    """An editable install that copies a module would leave commands with an old version of it."""
+    code = "import clip_embed, predict, weights; print(*(m.__file__ for m in (predict, weights)))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.stdout.decode().split() == [str(ROOT / "predict.py"), str(ROOT / "weights.py")]
