@@ -28,6 +28,11 @@ TOKEN_VARIABLE = "REPLICATE_API_TOKEN"
 # Replicate advises against data URIs of 1 MB and more, and a retry sends the whole request again:
 # larger files are uploaded through Replicate's files API.
 REPLICATE_INLINE_BYTES = 256 * 1024
+# Cog 0.23.1 refuses a larger request body with 413, and closes the connection while the client is
+# still sending: the client may see a broken pipe instead, which is otherwise worth a retry.
+COG_BODY_BYTES = 100 * 1024 * 1024
+# The largest file that fits: base64 makes 4 bytes of 3, and 1,024 bytes are for the JSON around it.
+COG_FILE_BYTES = (COG_BODY_BYTES - 1024) // 4 * 3
 # Seconds for which Replicate holds a request open until the prediction is done; its maximum is 60.
 REPLICATE_WAIT = 60
 
@@ -98,11 +103,16 @@ class Client:
         return self._embed({"text": text})
 
     def image(self, path: Path) -> npt.NDArray[np.float32]:
-        """Embed an image file. Returns float32 [D]. Raises OSError, RefusedError, ServiceError."""
+        """Embed an image file. Returns float32 [D]. Raises OSError, RefusedError, ServiceError.
+
+        A file that is too large for a request is refused unread.
+        """
+        self._service.check_size(path.stat().st_size)
         return self.image_bytes(path.read_bytes(), path.name)
 
     def image_bytes(self, data: bytes, name: str) -> npt.NDArray[np.float32]:
         """Embed the contents of an image file. The suffix of `name` tells the media type."""
+        self._service.check_size(len(data))
         media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         with self._translated_errors():
             file = self._service.file_input(data, name, media_type)
@@ -142,6 +152,9 @@ class _Result:
 
 
 class _Service(Protocol):
+    def check_size(self, size: int) -> None:
+        """Raise RefusedError if a file of `size` bytes cannot be sent."""
+
     def file_input(self, data: bytes, name: str, media_type: str) -> str:
         """Return the string that represents a file in a prediction's input."""
 
@@ -155,6 +168,13 @@ class _CogService:
     def __init__(self, url: str) -> None:
         self._url = f"{url}/predictions"
         self._http = httpx.Client(transport=_RetryTransport())
+
+    def check_size(self, size: int) -> None:
+        if size > COG_FILE_BYTES:
+            raise RefusedError(
+                f"the file has {size:,} bytes, and a request to Cog holds {COG_FILE_BYTES:,}"
+                f" ({COG_BODY_BYTES:,} in base64); scale the image down"
+            )
 
     def file_input(self, data: bytes, name: str, media_type: str) -> str:
         return _data_uri(data, media_type)
@@ -192,6 +212,9 @@ class _ReplicateService:
         self._version = version
         self._origin = origin
         self._api = replicate.Client(token, base_url=origin, transport=_RetryTransport())
+
+    def check_size(self, size: int) -> None:
+        """Accept all sizes: large files are uploaded, and Replicate answers 413 at its limit."""
 
     def file_input(self, data: bytes, name: str, media_type: str) -> str:
         if len(data) <= REPLICATE_INLINE_BYTES:

@@ -80,6 +80,8 @@ class FakeService:
         self.busy_headers: dict[str, str] = {}
         self.dropped = 0
         """Number of requests that get no answer: the connection is closed."""
+        self.largest = 10**9
+        """Bytes of a body beyond which it is answered with 413."""
         self.slow = False
         """Whether Replicate answers "processing", until the prediction is polled."""
         self.delay = 0.0
@@ -130,6 +132,8 @@ class FakeService:
         if self.busy:
             self.busy -= 1
             return self.busy_status, {"detail": "Already running the maximum number of predictions"}
+        if len(body) > self.largest:
+            return 413, {"detail": "too large"}
         if path == "/v1/files":
             self.files.append(body)
             return 201, self.file_document()
@@ -241,6 +245,27 @@ def test_index_skips_and_lists_files_that_the_service_refuses(
     assert f"{len(PHOTOS)} embedded, 0 already there, 0 gone, 2 skipped" in printed.out
     for name in ("broken.jpg", "empty.png"):
         assert re.search(rf"skipped .*/{name}: .+", printed.err)
+
+
+def test_index_skips_a_file_that_is_too_large_for_a_request(
+    server: CogServer, folder: Path, tmp_path: Path, run_here: Run
+) -> None:
+    """It is listed at once, with both sizes and the way out; all others are embedded."""
+    with (folder / "huge.tif").open("wb") as huge:
+        huge.truncate(150_000_000)
+    begin = time.monotonic()
+    printed = run_here("index", str(folder), "--url", server.url, "--db", str(tmp_path / "db"))
+    assert time.monotonic() - begin < 60  # a broken connection is retried for 120 s
+    assert f"{len(PHOTOS)} embedded, 0 already there, 0 gone, 1 skipped" in printed.out
+    assert re.search(
+        r"skipped .*/huge\.tif: .* 150,000,000 bytes, .* 78,642,432 .* scale", printed.err
+    )
+
+
+def test_largest_file_that_is_sent_reaches_the_service(server: CogServer) -> None:
+    """The limit of the client is that of Cog: the service itself refuses these bytes."""
+    with pytest.raises(RefusedError, match="not an image"):
+        Client(server.url).image_bytes(bytes(embedding_client.COG_FILE_BYTES), "huge.tif")
 
 
 # --- the index ------------------------------------------------------------------------------
@@ -469,6 +494,58 @@ def test_replicate_without_token_names_the_variable(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("REPLICATE_API_TOKEN", raising=False)
     with pytest.raises(ServiceError, match="REPLICATE_API_TOKEN"):
         Client("https://api.replicate.com/v1/predictions", "v")
+
+
+# --- sizes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Lower the limit of a file to 1,000 bytes."""
+    monkeypatch.setattr(embedding_client, "COG_FILE_BYTES", 1000)
+    return 1000
+
+
+def test_file_over_the_limit_is_not_read(
+    fake: FakeService, tmp_path: Path, small_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither into memory nor into a request. One at the limit is sent."""
+    client, picture = Client(fake.url), tmp_path / "picture.bmp"
+    picture.write_bytes(bytes(small_limit))
+    client.image(picture)
+    picture.write_bytes(bytes(small_limit + 1))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("the file is read"))
+    with pytest.raises(RefusedError, match=r"the file has 1,001 bytes, .* holds 1,000 "):
+        client.image(picture)
+    assert len(fake.requests) == 1
+
+
+def test_bytes_over_the_limit_are_not_sent(fake: FakeService, small_limit: int) -> None:
+    with pytest.raises(RefusedError, match="1,001 bytes"):
+        Client(fake.url).image_bytes(bytes(small_limit + 1), "black.bmp")
+    assert fake.requests == []
+
+
+def test_limit_of_cog_does_not_apply_to_replicate(
+    fake: FakeService, token: str, small_limit: int
+) -> None:
+    Client(fake.url + "/v1/predictions", "v").image_bytes(bytes(300_000), "black.bmp")
+    assert len(fake.files) == 1
+
+
+def test_index_skips_files_that_a_proxy_answers_with_413(
+    fake: FakeService, folder: Path, tmp_path: Path, run_here: Run
+) -> None:
+    """A proxy in front of the service may have a lower limit."""
+    fake.largest = 60_000
+    large = [photo.name for photo in PHOTOS if photo.stat().st_size * 4 / 3 > fake.largest]
+    assert 0 < len(large) < len(PHOTOS)
+    printed = run_here("index", str(folder), "--url", fake.url, "--db", str(tmp_path / "db"))
+    embedded = len(PHOTOS) - len(large)
+    assert f"{embedded} embedded, 0 already there, 0 gone, {len(large)} skipped" in printed.out
+    for name in large:
+        assert re.search(rf"skipped .*/{name}: 413 Request Entity Too Large: ", printed.err)
+    assert len(fake.requests) == 1 + len(PHOTOS)
 
 
 # --- retries and errors ---------------------------------------------------------------------
