@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections.abc import Collection
 
 MAX_SCANS = 100
 """Encoders write about ten scans. libtiff has the same limit for a JPEG inside a TIFF."""
@@ -19,12 +20,15 @@ MAX_SCANS = 100
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
+MAX_VALUES = 8
+"""How many values of a tag of a TIFF are read."""
+
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 # Bytes per value of the integer types of a TIFF (TIFF 6.0, section 2; BigTIFF's 16 and 17).
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 
 
-def count_jpeg_scans(data: bytes | mmap.mmap) -> int:
+def count_jpeg_scans(data: bytes | memoryview | mmap.mmap) -> int:
     """Count the scans of the first image of a JPEG, up to MAX_SCANS + 1.
 
     Segments are skipped as a decoder skips them: scans of a thumbnail, or of a video behind the
@@ -39,11 +43,13 @@ def count_jpeg_scans(data: bytes | mmap.mmap) -> int:
     return scans
 
 
-def tiff_tile_size(data: bytes | mmap.mmap) -> tuple[int, int] | None:
-    """Return the width and height of the tiles of a TIFF's first image, None if it has no tiles.
+def read_tiff_tags(
+    data: bytes | memoryview | mmap.mmap, wanted: Collection[int]
+) -> dict[int, tuple[int, ...]]:
+    """Return the `wanted` tags of a TIFF's first image, with up to MAX_VALUES values each.
 
-    Reads the tags as libtiff does, which allocates a tile: of a repeated tag the first counts, and
-    a value that is not an integer is 0. Raises struct.error if the file ends too early.
+    Reads the tags as libtiff does: of a repeated tag the first counts, and a value that is not an
+    integer is 0. Raises struct.error if the file ends too early.
     """
     order, names = (">", "big") if data[:2] == b"MM" else ("<", "little")
     is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
@@ -53,16 +59,29 @@ def tiff_tile_size(data: bytes | mmap.mmap) -> tuple[int, int] | None:
     [start] = struct.unpack_from(order + offset, data, offset_at)
     [entries] = struct.unpack_from(order + count, data, start)
     start += struct.calcsize(f"={count}")
-    sides: dict[int, int] = {}
+    tags: dict[int, tuple[int, ...]] = {}
     for _ in range(entries):
-        tag, kind, _ = struct.unpack_from(order + entry, data, start)
+        tag, kind, values = struct.unpack_from(order + entry, data, start)
         start += struct.calcsize(f"={entry}")
-        if tag in (_TILE_WIDTH, _TILE_LENGTH) and tag not in sides:
-            size, at = _INTEGERS.get(kind, 0), start
-            if size > inline:
+        if tag in wanted and tag not in tags:
+            size, at, values = _INTEGERS.get(kind, 0), start, min(values, MAX_VALUES)
+            if size * values > inline:
                 [at] = struct.unpack_from(order + offset, data, start)
-            sides[tag] = int.from_bytes(data[at : at + size], names)  # type: ignore[arg-type]
+            tags[tag] = tuple(
+                int.from_bytes(data[at + size * n : at + size * (n + 1)], names)  # type: ignore[arg-type]
+                for n in range(values)
+            )
         start += inline
+    return tags
+
+
+def tiff_tile_size(data: bytes | memoryview | mmap.mmap) -> tuple[int, int] | None:
+    """Return the width and height of the tiles of a TIFF's first image, None if it has no tiles.
+
+    libtiff allocates a tile of this size. Raises struct.error if the file ends too early.
+    """
+    sides = read_tiff_tags(data, (_TILE_WIDTH, _TILE_LENGTH))
     if not sides:
         return None
-    return sides.get(_TILE_WIDTH, 0), sides.get(_TILE_LENGTH, 0)
+    [width, *_], [length, *_] = (sides.get(tag) or (0,) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    return width, length

@@ -8,7 +8,7 @@ stays within a mean of 0.3 and a maximum of 3 of 255 of the exact pixels
 
 from __future__ import annotations
 
-import os
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -50,14 +50,15 @@ def can_decode_at_quarter(image: Image.Image, size: int) -> bool:
 
 
 def decode_at_quarter(
-    path: str | os.PathLike[str], size: int, resample: Image.Resampling
+    file: BinaryIO, size: int, resample: Image.Resampling
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]] | None:
     """Return the square of a JPEG, uint8 [size, size, 3], and the width and height of the image.
 
     None if the estimated error exceeds the limits. Raises whatever Pillow raises.
     """
     # Opened again: an image that has begun to decode cannot change its scale.
-    with Image.open(path, formats=("JPEG",)) as image:
+    file.seek(0)
+    with Image.open(file, formats=("JPEG",)) as image:
         image.draft(None, (image.width // JPEG_SCALE, image.height // JPEG_SCALE))
         image.load()
         upright = color.to_rgb(color.to_upright(image))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,11 +138,8 @@ def _prepare_images(rows: list[Row], config: StageConfig) -> PreparedPart:
     size = config.preprocessing.size
     pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
     good, errors = 0, []
-    with (
-        tempfile.TemporaryDirectory(prefix="clip-embed-") as scratch,
-        ThreadPoolExecutor(READ_THREADS, thread_name_prefix="prepare") as threads,
-    ):
-        load = functools.partial(_load_image, config=config, scratch=scratch)
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="prepare") as threads:
+        load = functools.partial(_load_image, config=config)
         for loaded in threads.map(load, rows):
             if isinstance(loaded, str):
                 errors.append(loaded)
@@ -153,7 +150,7 @@ def _prepare_images(rows: list[Row], config: StageConfig) -> PreparedPart:
     return PreparedPart([row.id for row in rows], errors, pixels[:good], None)
 
 
-def _load_image(row: Row, config: StageConfig, scratch: str) -> npt.NDArray[np.uint8] | str:
+def _load_image(row: Row, config: StageConfig) -> npt.NDArray[np.uint8] | str:
     """Return the pixels, or the error of the row."""
     if row.value is None:
         return row.error or "no path"
@@ -162,16 +159,13 @@ def _load_image(row: Row, config: StageConfig, scratch: str) -> npt.NDArray[np.u
             location, name = resolve_image(row.value, config.job)
         else:
             location, name = split_source(config.job.source)[0], row.value
-        data = open_storage(location).read(name)
-        # Error messages quote the file's name, so the temporary file gets the same one, cut to a
-        # length that file systems accept.
-        with tempfile.TemporaryDirectory(dir=scratch) as directory:
-            path = os.path.join(directory, os.path.basename(name)[-60:] or "image")
-            with open(path, "wb") as file:
-                file.write(data)
-            return preprocess_image(
-                path, config.preprocessing, config.max_image_pixels, config.fast_jpeg
-            ).array
+        return preprocess_image(
+            BytesIO(open_storage(location).read(name)),
+            config.preprocessing,
+            config.max_image_pixels,
+            config.fast_jpeg,
+            os.path.basename(name)[-60:] or "image",
+        ).array
     except FileNotFoundError:
         return f"{row.value} is not there"
     except (InputError, AccessError, ValueError) as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from clip_embed.errors import ImageError
 from clip_embed.inputs.preprocess import preprocess_image
 from tests.helpers.bad_inputs import files
 from tests.helpers.sample_images import (
@@ -357,3 +360,272 @@ def test_compressed_tiff_equals_the_uncompressed_one(
     arrays = [preprocess_image(path, CONFIG).array for path in (plain, compressed)]
     np.testing.assert_array_equal(arrays[0], arrays[1])
     assert arrays[0].max() > 100
+
+
+# --- kinds of TIFF that Pillow 13 reads wrongly ---------------------------------------------
+
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
+STRIP, SAMPLES, ROWS, STRIP_BYTES, PLANES, EXTRA = 273, 277, 278, 279, 284, 338
+COLOR_MAP, SAMPLE_FORMAT = 320, 339
+DEFLATE = {COMPRESSION: 8}
+
+
+def tiff(
+    planes: list[bytes], tags: Mapping[int, int | list[int]], order: str = "<", side: int = SIZE
+) -> bytes:
+    """Return a TIFF of one strip per plane, deflated if the tags say so."""
+    if tags.get(COMPRESSION) == 8:
+        planes = [zlib.compress(plane) for plane in planes]
+    offsets = [8 + sum(map(len, planes[:number])) for number in range(len(planes))]
+    every: dict[int, int | list[int]] = {WIDTH: side, HEIGHT: side, BITS: 8, ROWS: side, **tags}
+    every |= {STRIP: offsets, STRIP_BYTES: [len(plane) for plane in planes]}
+    data, entries = b"".join(planes), []
+    for tag, value in sorted(every.items()):
+        values = value if isinstance(value, list) else [value]
+        kind, letter = (files.SHORT, "H") if tag in (BITS, COLOR_MAP, EXTRA) else (files.LONG, "I")
+        packed = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(packed) <= 4:
+            [content] = struct.unpack(f"{order}I", packed.ljust(4, b"\0"))
+            kind = files.LONG if kind == files.SHORT and len(values) == 1 else kind
+            content = values[0] if len(values) == 1 else content
+        else:
+            data += bytes(len(data) % 2)
+            content = 8 + len(data)
+            data += packed
+        entries.append((tag, kind, len(values), content))
+    return files.tiff(entries, data, order)
+
+
+def preprocess_bytes(data: bytes) -> Array:
+    return preprocess_image(BytesIO(data), CONFIG).array
+
+
+def bytes_of(values: Array, kind: str, order: str = "<") -> bytes:
+    return values.astype(f"{order}{kind}").tobytes()
+
+
+COLORS = np.asarray(scene(SIZE, SIZE))
+GRAY = repeat_rows(RAMP)
+GRAY_RGB = np.stack([GRAY] * 3, axis=-1)
+ORDERS = pytest.mark.parametrize("order", ["<", ">"])
+COMPRESSIONS = pytest.mark.parametrize("compression", [{}, DEFLATE], ids=["raw", "deflate"])
+
+
+@COMPRESSIONS
+def test_16_bit_tiff_where_0_is_white_is_inverted(compression: Mapping[int, int]) -> None:
+    """Pillow inverts up to 8 bits only."""
+    rows = bytes_of(65_535 - GRAY * 257, "u2")
+    data = tiff([rows], {BITS: 16, PHOTOMETRIC: 0, **compression})
+    np.testing.assert_array_equal(preprocess_bytes(data), GRAY_RGB)
+
+
+@ORDERS
+@COMPRESSIONS
+def test_float_tiff_where_0_is_white_is_inverted(
+    order: str, compression: Mapping[int, int]
+) -> None:
+    rows = bytes_of(1 - GRAY / 255, "f4", order)
+    data = tiff([rows], {BITS: 32, PHOTOMETRIC: 0, SAMPLE_FORMAT: 3, **compression}, order)
+    assert max_difference(preprocess_bytes(data), GRAY_RGB) <= 1
+
+
+@COMPRESSIONS
+def test_12_bit_tiff_is_scaled_to_8_bits(compression: Mapping[int, int]) -> None:
+    """4095 is white."""
+    values = GRAY * 4095 // 255
+    first, second = values[:, 0::2], values[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1)
+    data = tiff([bytes_of(packed, "u1")], {BITS: 12, PHOTOMETRIC: 1, **compression})
+    assert max_difference(preprocess_bytes(data), GRAY_RGB) <= 1
+
+
+@ORDERS
+@COMPRESSIONS
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_tiff_of_separate_planes_has_its_colors(
+    kind: str, order: str, compression: Mapping[int, int]
+) -> None:
+    """Pillow reads uncompressed planes of 16 bits as if they had 8."""
+    bits, scale = (8, 1) if kind == "u1" else (16, 257)
+    planes = [bytes_of(COLORS[..., n].astype(int) * scale, kind, order) for n in range(3)]
+    tags: dict[int, int | list[int]] = {
+        BITS: [bits] * 3,
+        PHOTOMETRIC: 2,
+        SAMPLES: 3,
+        PLANES: 2,
+        **compression,
+    }
+    np.testing.assert_array_equal(preprocess_bytes(tiff(planes, tags, order)), COLORS)
+
+
+@pytest.mark.parametrize(("extra", "is_scaled"), [(0, False), (1, True), (2, False)])
+def test_alpha_in_separate_planes_is_laid_on_white(extra: int, is_scaled: bool) -> None:
+    """Extra samples: 0 unspecified, 1 associated (colors are multiplied by it), 2 unassociated."""
+    alpha, white = (0, 0) if extra == 0 else (102, 153)
+    colors = COLORS.astype(int)
+    stored = colors * alpha // 255 if is_scaled else colors
+    planes = [bytes_of(stored[..., n] * 257, "u2") for n in range(3)]
+    planes.append(bytes_of(np.full((SIZE, SIZE), alpha * 257), "u2"))
+    tags: dict[int, int | list[int]] = {BITS: [16] * 4, PHOTOMETRIC: 2, SAMPLES: 4, PLANES: 2}
+    expected = colors if extra == 0 else colors * alpha / 255 + white
+    array = preprocess_bytes(tiff(planes, {**tags, EXTRA: extra}))
+    assert max_difference(array, expected) <= 3
+
+
+def test_16_bit_cmyk_in_separate_planes_has_its_colors() -> None:
+    planes = [bytes_of((255 - COLORS[..., n].astype(int)) * 257, "u2") for n in range(3)]
+    planes.append(bytes(2 * SIZE * SIZE))
+    tags: dict[int, int | list[int]] = {BITS: [16] * 4, PHOTOMETRIC: 5, SAMPLES: 4, PLANES: 2}
+    np.testing.assert_array_equal(preprocess_bytes(tiff(planes, tags)), COLORS)
+
+
+def reverse_bits(data: bytes) -> bytes:
+    return bytes(int(f"{value:08b}"[::-1], 2) for value in data)
+
+
+def test_fill_order_2_is_read() -> None:
+    """The bits of each byte are reversed. Pillow lacks some kinds, and ignores it for planes."""
+    planes = [reverse_bits(COLORS[..., n].tobytes()) for n in range(3)]
+    tags: dict[int, int | list[int]] = {
+        BITS: [8] * 3,
+        PHOTOMETRIC: 2,
+        SAMPLES: 3,
+        PLANES: 2,
+        FILL_ORDER: 2,
+    }
+    np.testing.assert_array_equal(preprocess_bytes(tiff(planes, tags)), COLORS)
+    inverted = reverse_bits(bytes_of(255 - GRAY, "u1"))
+    data = tiff([inverted], {PHOTOMETRIC: 0, FILL_ORDER: 2})
+    np.testing.assert_array_equal(preprocess_bytes(data), GRAY_RGB)
+    indices = reverse_bits(bytes_of(GRAY[:, ::2] // 16 * 17, "u1"))
+    gray16 = [value * 4369 for value in range(16)] * 3
+    data = tiff([indices], {BITS: 4, PHOTOMETRIC: 3, FILL_ORDER: 2, COLOR_MAP: gray16})
+    np.testing.assert_array_equal(preprocess_bytes(data)[:, ::2], GRAY_RGB[:, ::2] // 16 * 17)
+
+
+@COMPRESSIONS
+def test_palette_of_8_bit_values_is_not_black(compression: Mapping[int, int]) -> None:
+    """TIFF 6.0 wants 16 bits; libtiff's tools take a palette without values over 255 for 8."""
+    colors = [*range(256), *range(255, -1, -1), *[128] * 256]
+    data = tiff([bytes_of(GRAY, "u1")], {PHOTOMETRIC: 3, COLOR_MAP: colors, **compression})
+    expected = np.stack([GRAY, 255 - GRAY, np.full_like(GRAY, 128)], axis=-1)
+    np.testing.assert_array_equal(preprocess_bytes(data), expected)
+
+
+def test_gray_with_associated_alpha_is_laid_on_white() -> None:
+    """51 of 255 is a fifth; the stored gray is already multiplied by it."""
+    rows = bytes([20, 51]) * SIZE * SIZE
+    tags: dict[int, int | list[int]] = {BITS: [8, 8], PHOTOMETRIC: 1, SAMPLES: 2, EXTRA: 1}
+    assert preprocess_bytes(tiff([rows], tags))[0, 0].tolist() == gray(224)
+
+
+@pytest.mark.parametrize(
+    ("tags", "kind", "way_out"),
+    [
+        ({BITS: 10, PHOTOMETRIC: 1}, "10 bits per sample of gray", "8 or 16 bits"),
+        ({BITS: 12, PHOTOMETRIC: 0}, "12 bits per sample of gray where 0 is white", "8 or 16 bits"),
+        (
+            {BITS: 64, PHOTOMETRIC: 1, SAMPLE_FORMAT: 3},
+            "64 bits per floating-point sample of gray",
+            "8 or 16 bits",
+        ),
+        (
+            {BITS: [8] * 3, PHOTOMETRIC: 8, SAMPLES: 3, PLANES: 2},
+            "8 bits per sample of CIELAB in separate planes",
+            "",
+        ),
+        (
+            {BITS: [8] * 3, PHOTOMETRIC: 6, SAMPLES: 3, PLANES: 2},
+            "8 bits per sample of YCbCr in separate planes",
+            "",
+        ),
+        (
+            {BITS: [8] * 2, PHOTOMETRIC: 1, SAMPLES: 2, PLANES: 2, EXTRA: 2, **DEFLATE},
+            "8 bits per sample of gray with extra samples in separate planes",
+            "",
+        ),
+        (
+            {PHOTOMETRIC: 1, COMPRESSION: 50_002},
+            "8 bits per sample of gray in compression 50002",
+            "",
+        ),
+        (
+            {PHOTOMETRIC: 1, COMPRESSION: 50_001},
+            "8 bits per sample of gray in compression 50001",
+            "",
+        ),
+        (
+            {BITS: [1] * 3, PHOTOMETRIC: 2, SAMPLES: 3},
+            "1 bits per sample of RGB",
+            "8 or 16 bits",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tiff_of_another_kind_is_refused_by_name(
+    tags: Mapping[int, int | list[int]], kind: str, way_out: str
+) -> None:
+    samples = tags.get(SAMPLES, 1)
+    assert isinstance(samples, int)
+    planes = [bytes(SIZE * SIZE * 8)] * (samples if tags.get(PLANES) == 2 else 1)
+    with pytest.raises(ImageError) as caught:
+        preprocess_image(BytesIO(tiff(planes, tags)), CONFIG, name="scan.tif")
+    assert str(caught.value) == (
+        f"scan.tif is a TIFF with {kind}, which this service cannot read;"
+        f" save it anew {f'with {way_out}' if way_out else 'as JPEG or PNG'}"
+    )
+
+
+# --- XMP ------------------------------------------------------------------------------------
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("with_exif", [False, True], ids=["alone", "beside EXIF"])
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tif", "x.avif", "x.heic"])
+def test_orientation_in_xmp_is_ignored(name: str, with_exif: bool, tmp_path: Path) -> None:
+    """Browsers apply that of EXIF only. Pillow takes XMP's where EXIF has none."""
+    other = Image.Exif()
+    other[0x010F] = "Maker"
+    options: dict[str, Any] = {"exif": other} if with_exif else {}
+    if name == "x.png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif name == "x.tif":
+        options = {"tiffinfo": {700: XMP, **({0x010F: "Maker"} if with_exif else {})}}
+    else:
+        options["xmp"] = XMP
+    path = tmp_path / name
+    if name == "x.heic":  # its encoder would move the orientation to the container
+        options["xmp"] = XMP.replace(b'"6"', b'"1"')
+    scene().save(path, quality=90, **options)
+    path.write_bytes(path.read_bytes().replace(b'tiff:Orientation="1"', b'tiff:Orientation="6"'))
+    assert XMP in path.read_bytes()
+    pixels = preprocess_image(path, CONFIG)
+    assert_similar(pixels, scene())
+    assert (pixels.width, pixels.height) == scene().size
+
+
+# --- BMP ------------------------------------------------------------------------------------
+
+
+def bmp_with_alpha(alpha: list[int], header_size: int) -> bytes:
+    """Return a BMP of 32 bits with a mask of alpha, one row per value."""
+    rows = b"".join(bytes([0, 0, 200, value]) * SIZE for value in reversed(alpha))
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHI20x", header_size, SIZE, len(alpha), 1, 32, 3)
+    info = (info + struct.pack("<4I", *masks)).ljust(header_size, b"\0")
+    start = 14 + header_size
+    return struct.pack("<2sIHHI", b"BM", start + len(rows), 0, 0, start) + info + rows
+
+
+@pytest.mark.parametrize("header_size", [56, 108, 124], ids=["V3", "V4", "V5"])
+def test_alpha_of_a_bmp_counts_unless_it_is_0_everywhere(header_size: int) -> None:
+    """As in Chromium: writers that know no transparency leave alpha empty."""
+    empty = preprocess_bytes(bmp_with_alpha([0] * SIZE, header_size))
+    assert (empty == [200, 0, 0]).all()
+    used = preprocess_bytes(bmp_with_alpha([0] * 112 + [255] * 112, header_size))
+    assert (used[:112] == 255).all()
+    assert (used[112:] == [200, 0, 0]).all()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clip_embed.inputs import decode_limits
-from clip_embed.inputs.decode_limits import count_jpeg_scans, tiff_tile_size
+from clip_embed.inputs.decode_limits import count_jpeg_scans, read_tiff_tags, tiff_tile_size
 from tests.helpers.bad_inputs.files import (
     BYTE,
     LONG,
@@ -83,6 +83,14 @@ def test_tile_size_of_a_big_tiff_is_read() -> None:
     entries = struct.pack("<HHQQ", 322, 16, 1, 2**33) + struct.pack("<HHQH6x", 323, 3, 1, 48)
     big = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16) + struct.pack("<Q", 2) + entries + bytes(8)
     assert tiff_tile_size(big) == (2**33, 48)
+
+
+def test_several_values_of_a_tag_are_read() -> None:
+    """They stand behind the directory if they do not fit into it; at most eight are read."""
+    data = tiff([(258, SHORT, 3, 8), (338, SHORT, 99, 14), (277, SHORT, 1, 3)], bytes([8, 0] * 20))
+    assert read_tiff_tags(data, (258, 277)) == {258: (8, 8, 8), 277: (3,)}
+    assert read_tiff_tags(data, (338,)) == {338: (8,) * decode_limits.MAX_VALUES}
+    assert read_tiff_tags(tiff([(322, LONG, 0, 64)]), (322,)) == {322: ()}
 
 
 def test_64_bit_tile_size_is_read_at_its_offset() -> None:

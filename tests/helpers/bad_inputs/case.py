@@ -13,7 +13,10 @@ EITHER = "a vector or an error"
 NOT_AN_IMAGE = "is not an image this service can read; send one of"
 DAMAGED = "is damaged or incomplete: "
 UNREADABLE = "is a damaged [A-Z]+, or of a kind this service cannot read; save it anew"
-REFUSED = f"{DAMAGED}|{NOT_AN_IMAGE}|{UNREADABLE}"
+UNREADABLE_TIFF = "is a TIFF with .*, which this service cannot read; save it anew"
+INCOMPLETE = "is incomplete: .*; send the whole file$"
+EMPTY = "is empty; send an image$"
+REFUSED = f"{DAMAGED}|{INCOMPLETE}|{EMPTY}|{NOT_AN_IMAGE}|{UNREADABLE}|{UNREADABLE_TIFF}"
 TOO_LARGE = r"pixels; the limit is 10,000,000 \(CLIP_MAX_IMAGE_PIXELS\); send it smaller"
 
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.helpers.bad_inputs.case import (
     EITHER,
+    EMPTY,
     NOT_AN_IMAGE,
     REFUSED,
     TOO_LARGE,
-    UNREADABLE,
+    UNREADABLE_TIFF,
     VECTOR,
     Case,
 )
@@ -106,7 +107,14 @@ def no_images() -> Images:
         "random.png": random.Random(0).randbytes(5_000),
         "base64.jpg": b"/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA==",
     }.items():
-        yield name, content, NOT_AN_IMAGE
+        expected = {
+            "page.html": "is an HTML page, not an image; send the image's own address$",
+            "drawing.svg": "is an SVG, which this service cannot draw; send it as a PNG$",
+            "entities.svg": "is an SVG, which this service cannot draw; send it as a PNG$",
+            "paper.pdf": "is a PDF, not an image; send a page of it as PNG or JPEG$",
+            "empty.jpg": EMPTY,
+        }
+        yield name, content, expected.get(name, NOT_AN_IMAGE)
 
 
 UNLISTED = {
@@ -225,16 +233,16 @@ def decompression_bombs() -> Images:
     yield "pixels.png", PNG + huge + chunk(b"IDAT", zeros) + end, TOO_LARGE
     yield "behind-the-pixels.png", PNG + small + chunk(b"IDAT", zeros) + end, VECTOR
     comment = chunk(b"zTXt", b"k\0\0" + zeros)
-    yield "comment.png", PNG + small + comment + idat + end, REFUSED
-    yield "comment-behind.png", PNG + small + idat + comment + end, REFUSED
+    yield "comment.png", PNG + small + comment + idat + end, VECTOR
+    yield "comment-behind.png", PNG + small + idat + comment + end, VECTOR
     comments = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000))) * 200
-    yield "comments.png", PNG + small + comments + idat + end, REFUSED
+    yield "comments.png", PNG + small + comments + idat + end, VECTOR
     yield (
         "international.png",
         PNG + small + chunk(b"iTXt", b"k\0\1\0\0\0" + zeros) + idat + end,
-        REFUSED,
+        VECTOR,
     )
-    yield "profile.png", PNG + small + chunk(b"iCCP", b"k\0\0" + zeros) + idat + end, REFUSED
+    yield "profile.png", PNG + small + chunk(b"iCCP", b"k\0\0" + zeros) + idat + end, VECTOR
     yield "many-chunks.png", PNG + small + chunk(b"tEXt", b"k\0v") * 50_000 + idat + end, VECTOR
     tile = zlib.compress(bytes(3 * 6_000 * 6_000))
     yield "tile.tif", tiles((1, 1), (6_000, 6_000), tile), "is cut from tiles of 6000 × 6000"
@@ -340,7 +348,7 @@ def bad_profiles() -> Images:
     yield "part-7-of-99.jpg", after_start(plain("jpg"), part), VECTOR
     yield "no-parts.jpg", after_start(plain("jpg"), segment(0xE2, b"ICC_PROFILE\0")), REFUSED
     yield "not-deflated.png", png(8, 0, bytes(64), chunk(b"iCCP", b"k\0\0junk")), VECTOR
-    yield "method-9.png", png(8, 0, bytes(64), chunk(b"iCCP", b"k\0\x09junk")), REFUSED
+    yield "method-9.png", png(8, 0, bytes(64), chunk(b"iCCP", b"k\0\x09junk")), VECTOR
 
 
 def print_colors() -> Images:
@@ -389,9 +397,9 @@ def depths() -> Images:
             yield f"{dtype}-{name}.tif", samples(values, order), VECTOR
         for dtype in ("f2", "f8", "u8"):
             values = (ramp * 100).astype(dtype)
-            yield f"{dtype}-{name}.tif", samples(values, order), UNREADABLE
+            yield f"{dtype}-{name}.tif", samples(values, order), UNREADABLE_TIFF
     yield "u4-le.tif", samples((ramp * 1e9).astype("u4")), VECTOR
-    yield "u4-be.tif", samples((ramp * 1e9).astype("u4"), ">"), UNREADABLE
+    yield "u4-be.tif", samples((ramp * 1e9).astype("u4"), ">"), UNREADABLE_TIFF
     yield "nan-and-infinity.tif", samples(odd.astype("f4")), VECTOR
     yield "all-nan.tif", samples(nan.astype("f4")), VECTOR
     yield "largest.tif", samples((ramp * 3e38).astype("f4")), VECTOR
@@ -433,7 +441,8 @@ def structure() -> Images:
     idat, end = chunk(b"IDAT", zlib.compress(bytes(65 * 64))), chunk(b"IEND", b"")
     grey = header(64, 64, 8, 0)
     for name, content, expected in (
-        ("wrong-crc", PNG + grey + chunk(b"IDAT", zlib.compress(bytes(65 * 64)), 1) + end, VECTOR),
+        ("wrong-crc", PNG + grey + chunk(b"IDAT", zlib.compress(bytes(65 * 64)), 1) + end, REFUSED),
+        ("wrong-gamma-crc", PNG + grey + chunk(b"gAMA", bytes(4), 1) + idat + end, VECTOR),
         ("wrong-header-crc", PNG + grey[:-1] + b"\0" + idat + end, REFUSED),
         ("no-end", PNG + grey + idat, VECTOR),
         ("no-pixels", PNG + grey + end, REFUSED),
@@ -450,7 +459,8 @@ def structure() -> Images:
         yield f"{name}.png", content, expected
     jpeg = plain("jpg")
     yield "trailing.jpg", jpeg + bytes(9_999), VECTOR
-    yield "no-end.jpg", jpeg[:-2], REFUSED
+    yield "no-end.jpg", jpeg[:-2], VECTOR
+    yield "within-the-scan.jpg", jpeg[:-40], REFUSED
     yield "restart.jpg", encode(scene(), "JPEG", restart_marker_blocks=1), VECTOR
     yield "filled.jpg", jpeg[:2] + b"\xff" * 500 + jpeg[2:], VECTOR
     yield "comment.jpg", after_start(jpeg, *[segment(0xFE, bytes(65_000))] * 20), VECTOR
@@ -492,7 +502,7 @@ def structure() -> Images:
         compressed = tiff([*tags, (259, SHORT, 1, number), *data], whole)
         yield f"compression-{number}.tif", compressed, REFUSED
     tags[2] = (258, SHORT, 1, 5)
-    yield "5-bit.tif", tiff([*tags, *data], whole), UNREADABLE
+    yield "5-bit.tif", tiff([*tags, *data], whole), UNREADABLE_TIFF
     gif = plain("gif")
     yield "no-trailer.gif", gif[:-1], VECTOR
     size = gif.index(b"\x2c\0\0\0\0") + 10

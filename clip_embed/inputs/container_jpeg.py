@@ -1,0 +1,81 @@
+"""Complete a JPEG that lacks only its end-of-image marker.
+
+Some cameras and uploads leave out the last two bytes. libjpeg needs a few bytes after the last
+block, so Pillow refuses such a file, although every pixel is in it. Sources: ITU-T T.81, B and G.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+
+from PIL import Image
+
+_START, _END = b"\xff\xd8\xff", b"\xff\xd9"
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # as in decode_limits.py
+_START_OF_FRAME, _START_OF_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
+
+# Bits that may follow a complete file. Between them, and the zeros that libjpeg reads behind a
+# marker, the first missing bits have every value.
+_FILLERS = (b"\xa5\x3c" * 16, b"\x5a\xc3" * 16)
+
+_ROWS = 256  # to compare at once
+
+
+def complete_jpeg(data: bytes) -> io.BytesIO | None:
+    """Return a JPEG with the marker that it lacks, None if it lacks more or nothing.
+
+    It lacks no data if all scans are there and the pixels are the same whatever bits or restart
+    interval follow: a decoder that still needs data takes what follows for it. So a file that lacks
+    a few bits more is completed where these make no difference. Decodes the file up to four times,
+    and stops at the first difference. Raises whatever Pillow raises.
+    """
+    if not data.startswith(_START) or data.endswith(_END):
+        return None
+    data = data.rstrip(b"\xff")  # the first half of the marker
+    if not has_all_scans(data):
+        return None
+    completed = data + _END
+    expected = _checksum(completed)
+    fillers = [*_FILLERS, _next_restart(data) + _FILLERS[0]]
+    if any(_checksum(data + filler + _END) != expected for filler in fillers):
+        return None
+    return io.BytesIO(completed)
+
+
+def _next_restart(data: bytes) -> bytes:
+    """Return the restart marker that follows the last one."""
+    last = max(data.rfind(bytes((0xFF, 0xD0 + n))) for n in range(8))
+    return bytes((0xFF, 0xD0 + (data[last + 1] + 1) % 8 if last >= 0 else 0xD0))
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Return whether the scans of a JPEG transmit every coefficient of every component in full."""
+    missing: set[tuple[int, int]] = set()
+    seen_frame, position = False, 2
+    while marker := _MARKER.search(data, position):
+        start = marker.end() + 2
+        position = marker.end() + int.from_bytes(data[marker.end() : start], "big")
+        segment = data[start:position]
+        if marker[1] in _START_OF_FRAME and len(segment) >= 6 + 3 * segment[5]:
+            components = segment[6 : 6 + 3 * segment[5] : 3]
+            missing = {(component, k) for component in components for k in range(64)}
+            seen_frame = True
+        elif marker[1] == _START_OF_SCAN and segment and len(segment) >= 4 + 2 * segment[0]:
+            first, last, bits = segment[1 + 2 * segment[0] :][:3]
+            if bits & 15 == 0:  # the last bit of these coefficients
+                components = segment[1 : 1 + 2 * segment[0] : 2]
+                missing -= {(c, k) for c in components for k in range(first, last + 1)}
+    return seen_frame and not missing
+
+
+def _checksum(jpeg: bytes) -> int:
+    """Return a checksum of the pixels, without a copy of them all."""
+    checksum = 0
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        image.load()
+        for top in range(0, image.height, _ROWS):
+            rows = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+            checksum = zlib.crc32(rows.tobytes(), checksum)
+    return checksum

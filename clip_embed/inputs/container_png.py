@@ -1,0 +1,138 @@
+"""Hide the chunks of a PNG that its pixels do not need, and check those that hold them.
+
+Pillow 13 refuses a PNG with more than a megabyte of compressed text or color profile, or with a
+wrong checksum of any other chunk than the pixels': of those it checks none, and bits changed there
+can give other pixels. libpng does the opposite. Source: PNG Specification (Third Edition), 5.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from clip_embed.errors import ImageError
+
+MAX_CHUNKS = 100_000
+"""Encoders write chunks of 8 KiB and more. 20 MB of empty ones would take five seconds."""
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TEXT_LIMIT = 2**20  # as Pillow's MAX_TEXT_CHUNK
+
+# What ImageMagick writes instead of eXIf.
+_EXIF_AS_TEXT = b"Raw profile type exif\0"
+
+Data = bytes | memoryview | mmap.mmap
+
+
+def hide_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
+    """Return a file with the chunks of a PNG that matter: critical ones, transparency and EXIF.
+
+    Chunks are left out, never changed. Those of an animation are left out, too: the default image
+    is a PNG of its own. Of the others an ancillary chunk with a wrong checksum is left out, as by
+    libpng. data: the bytes of `file`. name: for messages.
+
+    Raises ValueError if the checksum of a pixel chunk is wrong, and ImageError if there are more
+    than MAX_CHUNKS.
+    """
+    with memoryview(data) as view:  # its slices are no copies
+        parts = list(_parts(view, name))
+    if len(parts) == 1:
+        return file
+    return _Parts(file, parts)  # type: ignore[return-value]  # a BinaryIO as far as Pillow needs
+
+
+def _parts(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each run of bytes that matters, in order."""
+    start, position = 0, len(SIGNATURE)
+    for number in itertools.count(1):
+        if position + 12 > len(data):
+            break
+        if number > MAX_CHUNKS:
+            raise ImageError(
+                f"{name} consists of more than {MAX_CHUNKS:,} chunks; save it anew as PNG or JPEG"
+            )
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data) or not kind.isalpha():
+            break  # for Pillow to judge
+        if kind == b"IDAT" and not _is_intact(data, position, end):
+            raise ValueError("the checksum of its pixels is wrong")
+        if kind[:1].islower() and not _matters(data, kind, position, end):
+            if position > start:
+                yield start, position
+            start = end
+        position = end
+        if kind == b"IEND":
+            break
+    if start < len(data):
+        yield start, len(data)
+
+
+def _matters(data: memoryview, kind: bytes, start: int, end: int) -> bool:
+    """Return whether an ancillary chunk matters and is intact."""
+    if kind in (b"tEXt", b"zTXt"):
+        if data[start + 8 : start + 8 + len(_EXIF_AS_TEXT)] != _EXIF_AS_TEXT:
+            return False
+    elif kind not in (b"tRNS", b"eXIf"):
+        return False
+    if end - start > _TEXT_LIMIT:
+        return False
+    if not _is_intact(data, start, end):
+        return False
+    return kind != b"zTXt" or _is_small(data[start + 8 + len(_EXIF_AS_TEXT) + 1 : end - 4])
+
+
+def _is_intact(data: memoryview, start: int, end: int) -> bool:
+    return zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+
+
+def _is_small(compressed: memoryview) -> bool:
+    decompressor = zlib.decompressobj()
+    try:
+        decompressor.decompress(compressed, _TEXT_LIMIT)
+    except zlib.error:
+        return False
+    return not decompressor.unconsumed_tail
+
+
+class _Parts:
+    """A file made of parts of another one, read in order. Has what Pillow's PNG reader uses."""
+
+    def __init__(self, file: BinaryIO, parts: list[tuple[int, int]]) -> None:
+        self._file, self._parts = file, parts
+        self._ends = []
+        total = 0
+        for start, end in parts:
+            total += end - start
+            self._ends.append(total)
+        self._position = self._part = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ends[-1]}[whence]
+        self._position, self._part = base + offset, 0
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._ends[-1] - self._position if size < 0 else size
+        pieces = []
+        while size > 0 and self._part < len(self._parts):
+            left = self._ends[self._part] - self._position
+            if left <= 0:
+                self._part += 1
+                continue
+            self._file.seek(self._parts[self._part][1] - left)
+            piece = self._file.read(min(size, left))
+            if not piece:  # the file became shorter
+                break
+            pieces.append(piece)
+            self._position += len(piece)
+            size -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
