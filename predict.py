@@ -30,11 +30,11 @@ class Predictor(BasePredictor):
 
             self._service = Service.load(pull, settings, timer)
         pull.fill_cache()
-        self._cog.end_setup()
+        self._cog.activate(settings.max_concurrency)
 
     async def healthcheck(self) -> bool:
         """Check that the network still gives the vectors that it gave at setup."""
-        return await self._service.is_healthy()
+        return self._cog.is_healthy and await self._service.is_healthy()
 
     # Batches form from the requests in flight, so this number bounds memory, not speed. Cog frees a
     # slot a little after its response has left, so clients that fill all slots meet 409 again and
@@ -57,17 +57,18 @@ class Predictor(BasePredictor):
 
         Raises InputError if the input cannot be embedded, EmbeddingError if the network fails.
         """
-        if image is not None:
-            if text:
-                print("text is ignored: an image was sent too")
-            try:
+        with self._cog.prediction():
+            if image:
+                if text:
+                    print("text is ignored: an image was sent too")
                 embedding = await self._service.embed_image(image)
-            finally:
-                self._cog.discard(image)
-        elif text:
-            embedding = await self._service.embed_text(text)
-        else:
-            raise NoInputError("nothing to embed: send text, such as 'a red bicycle', or an image")
+            elif text:
+                embedding = await self._service.embed_text(text)
+            else:
+                raise NoInputError(
+                    "nothing to embed: send text, such as 'a red bicycle', or an image, with"
+                    " Content-Type: application/json"
+                )
         for name, value in embedding.metrics.items():
             self.record_metric(name, value)
         return self._cog.output(embedding.vector)  # type: ignore[no-any-return]

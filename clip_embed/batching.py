@@ -1,7 +1,7 @@
 """Dynamic batching: requests that wait for the device run as one batch.
 
 When the device is idle, all queued items run as one batch; there is no batching delay, so a lone
-request is as fast as a direct call. Knows nothing of texts, images or torch.
+request is as fast as a direct call. Independent of texts, images and torch.
 
 All state lives on the event loop, and only the batches themselves run in the one thread that owns
 the device. So there are no locks, and a cancelled request has left the queue by the time its batch
@@ -62,6 +62,11 @@ class Batcher:
         self._pending: deque[_Request] = deque()
         self._runner: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """The number of requests in the queues."""
+        return len(self._pending)
+
     async def submit(self, queue: BatchQueue[Item, Result], item: Item) -> BatchResult[Result]:
         """Run `item` in the next batch of `queue` and return its result.
 
@@ -76,7 +81,7 @@ class Batcher:
             self._runner = loop.create_task(self._run_pending())
         return await request.future
 
-    def run(self, call: Callable[[], Result]) -> Result:
+    def run_on_device_thread(self, call: Callable[[], Result]) -> Result:
         """Run `call` in the device's thread and wait for it, after the batch that runs now."""
         return self._device_thread.submit(call).result()
 

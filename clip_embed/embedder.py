@@ -1,6 +1,6 @@
 """Embed preprocessed inputs. Owns the network, its warm-up and its self-test.
 
-Knows no files, no Cog and no requests.
+Independent of files, Cog and requests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Load a published model and embed texts and images with it: load → preprocess → batch → vector.
 
-Knows no Cog. `load_embedder` brings the network up wherever it is needed: in the service, in Ray's
-workers, in benchmarks and checks. This module imports no torch, so that importing it takes 0.1 s;
-`load_embedder` imports torch while the weights are being downloaded.
+Independent of Cog. `load_embedder` brings the network up wherever it is needed: in the service, in
+Ray's workers, in benchmarks and checks. This module imports no torch, so that importing it is
+quick; `load_embedder` imports torch while the weights are being downloaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,8 +24,16 @@ import numpy.typing as npt
 from clip_embed.batching import Batcher, BatchQueue, BatchResult
 from clip_embed.checkpoint.manifest import CONFIG_NAME, TOKENIZER_NAME, Block, Manifest
 from clip_embed.errors import ImageError
-from clip_embed.inputs.preprocess import preprocess_image
+from clip_embed.inputs.data_uri import decode_data_uri, is_data_uri
+from clip_embed.inputs.image_url import (
+    Download,
+    DownloadLimits,
+    ImageDownloader,
+    is_http_url,
+)
+from clip_embed.inputs.preprocess import Pixels, preprocess_image
 from clip_embed.inputs.tokenizer import Tokenizer
+from clip_embed.metrics import Observer, make_observer
 from clip_embed.model.config import read_config
 from clip_embed.settings import Settings
 from clip_embed.startup import torch_import
@@ -41,6 +51,10 @@ Metrics = dict[str, int | float]
 
 SHORT_TEXT = 1000
 """Characters that are tokenized on the event loop, in 0.1 to 2 ms. A thread would cost more."""
+
+DOWNLOAD_SHARE = 3 / 4
+"""Share of Cog's slots that downloads may hold. The rest is left for inputs that need none, however
+slow the web servers are that strangers name."""
 
 HEALTH_CHECK_SECONDS = 1.0
 """How long a health-check result is cached. Checks that overlap are not merged."""
@@ -72,6 +86,16 @@ class PulledModel(Protocol):
     def wait_complete(self) -> int: ...
 
     def summary(self) -> str: ...
+
+    @property
+    def stats(self) -> PullStats: ...
+
+
+class PullStats(Protocol):
+    """The part of `weights.PullStats` that metrics need; see there."""
+
+    bytes_verified: int
+    pull_seconds: float
 
 
 @dataclass(frozen=True)
@@ -144,29 +168,46 @@ def _load_tokenizer(pull: PulledModel) -> Tokenizer:
 class Service:
     """Embeds texts and images on behalf of many concurrent requests."""
 
-    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+    def __init__(
+        self, model: LoadedModel, settings: Settings, observer: Observer | None = None
+    ) -> None:
         """Warm the network up at the shapes that are served."""
+        self._observer = observer = observer or Observer()
         self._tokenizer = model.tokenizer
         self._embedder = embedder = model.embedder
-        self._max_image_pixels = settings.max_image_pixels
-        self._fast_jpeg = settings.fast_jpeg
-        limits = BATCH_LIMITS[embedder.device.type]
-        self._texts = BatchQueue(
-            embedder.embed_texts, limits.tokens, lambda tokens: tokens.eot_index + 1
+        self._settings = settings
+        limits = DownloadLimits(
+            bytes=settings.max_image_bytes,
+            seconds=settings.image_url_seconds,
+            downloads=max(int(settings.max_concurrency * DOWNLOAD_SHARE), 1),
+            hosts=settings.image_urls,
         )
-        self._images = BatchQueue(embedder.embed_images, limits.images, lambda _: 1)
+        self._downloader = ImageDownloader(limits, settings.user_agent)
+        largest = BATCH_LIMITS[embedder.device.type]
+        self._texts = BatchQueue(
+            observer.batches("text", embedder.embed_texts),
+            largest.tokens,
+            lambda tokens: tokens.eot_index + 1,
+        )
+        self._images = BatchQueue(
+            observer.batches("image", embedder.embed_images), largest.images, lambda _: 1
+        )
         self._batcher = Batcher()
-        self._batcher.run(embedder.warm_up)
+        observer.gauge("queue_depth", "Requests that wait for the device", self._waiting)
+        observer.gauge("downloads", "Images that are being downloaded", self._downloading)
+        self._batcher.run_on_device_thread(embedder.warm_up)
         self._healthy, self._health_checked = True, time.monotonic()
         self._threads = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="prepare")
 
     @classmethod
     def load(cls, pull: PulledModel, settings: Settings, timer: StageTimer) -> Service:
         """Load the model of `pull` and log what is ready. Raises as `load_embedder` does."""
+        observer = make_observer(settings.metrics_port)
         with no_garbage_collection():
             model = load_embedder(pull, settings.device, timer=timer)
-            service = cls(model, settings)
+            service = cls(model, settings, observer)
         timer.end_stage("warm up")
+        observer.ready(timer.stages, pull.stats.bytes_verified, pull.stats.pull_seconds)
         embedder, manifest = model.embedder, pull.manifest
         log.info(
             "ready: %s (%s), %d floats, %s, %s; %s; pulled %s",
@@ -182,33 +223,61 @@ class Service:
 
     async def embed_text(self, text: str) -> Embedding:
         """Embed `text`, cut to the model's context length. Raises TextError, EmbeddingError."""
-        started = time.perf_counter()
-        if len(text) <= SHORT_TEXT:
-            tokens = self._tokenizer.tokenize(text)
-        else:
-            tokens = await self._off_loop(self._tokenizer.tokenize, text)
-        prepared = time.perf_counter()
-        done = await self._batcher.submit(self._texts, tokens)
+        with self._observer.prediction("text"):
+            started = time.perf_counter()
+            if len(text) <= SHORT_TEXT:
+                tokens = self._tokenizer.tokenize(text)
+            else:
+                tokens = await self._off_loop(self._tokenizer.tokenize, text)
+            prepared = time.perf_counter()
+            done = await self._batcher.submit(self._texts, tokens)
         if tokens.truncated:
             log.info("text is cut: CLIP reads its first %d tokens", len(tokens.ids) - 2)
         metrics: Metrics = {"tokens": len(tokens.ids), "truncated": tokens.truncated}
-        return _embedding(done, metrics, prepared - started)
+        return self._embedding("text", done, metrics, prepared - started)
 
-    async def embed_image(self, path: str | os.PathLike[str]) -> Embedding:
-        """Embed the image in the file `path`. Raises ImageError, EmbeddingError."""
-        if not isinstance(path, os.PathLike):
+    async def embed_image(self, image: str | os.PathLike[str]) -> Embedding:
+        """Embed an image: an http(s) URL or a data: URI, or the path of a file, as a PathLike.
+
+        Raises ImageError, BusyError (too many downloads), EmbeddingError.
+        """
+        metrics: Metrics = {}
+        with self._observer.prediction("image"):
+            started = time.perf_counter()
+            source: str | os.PathLike[str] | Download = image
+            if isinstance(image, str) and is_http_url(image):
+                source = await self._downloader.download(image)
+                metrics["download_ms"] = _milliseconds(time.perf_counter() - started)
+                started = time.perf_counter()
+            pixels = await self._off_loop(self._preprocess, source)
+            prepared = time.perf_counter()
+            done = await self._batcher.submit(self._images, pixels)
+        metrics |= {"image_width": pixels.width, "image_height": pixels.height}
+        return self._embedding("image", done, metrics, prepared - started)
+
+    def _preprocess(self, source: str | os.PathLike[str] | Download) -> Pixels:
+        """Return the pixels of a file, a download or a data: URI. Raises ImageError."""
+        settings = self._settings
+        if isinstance(source, Download):
+            file, name = source.file, source.name
+        elif isinstance(source, os.PathLike):
+            file, name = open(source, "rb"), Path(source).name  # noqa: SIM115 - closed below
+        elif is_data_uri(source.lstrip()):
+            data = decode_data_uri(source.lstrip(), settings.max_image_bytes)
+            file, name = BytesIO(data), "image"
+        else:
             raise ImageError(
-                f"image is {str(path)[:80]!r}; send an http:// or https:// URL, or a data: URI"
+                f"image is {source[:80]!r}; send an http:// or https:// URL, or a data: URI"
             )
-        started = time.perf_counter()
-        config = self._embedder.preprocess_config
-        pixels = await self._off_loop(
-            preprocess_image, path, config, self._max_image_pixels, self._fast_jpeg
-        )
-        prepared = time.perf_counter()
-        done = await self._batcher.submit(self._images, pixels)
-        metrics: Metrics = {"image_width": pixels.width, "image_height": pixels.height}
-        return _embedding(done, metrics, prepared - started)
+        # Closed here: if the prediction is cancelled, its thread goes on reading for a while.
+        with file:
+            return preprocess_image(
+                file,
+                self._embedder.preprocess_config,
+                settings.max_image_pixels,
+                settings.fast_jpeg,
+                name,
+            )
 
     async def is_healthy(self) -> bool:
         """Check that the network still gives the vectors that it gave at setup.
@@ -216,7 +285,9 @@ class Service:
         A check runs after the batch that is running now and before all queued requests.
         """
         if time.monotonic() - self._health_checked > HEALTH_CHECK_SECONDS:
-            self._healthy = await asyncio.to_thread(self._batcher.run, self._embedder.is_healthy)
+            self._healthy = await asyncio.to_thread(
+                self._batcher.run_on_device_thread, self._embedder.is_healthy
+            )
             self._health_checked = time.monotonic()
         return self._healthy
 
@@ -225,11 +296,25 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
 
+    def _embedding(
+        self,
+        kind: str,
+        done: BatchResult[npt.NDArray[np.float32]],
+        metrics: Metrics,
+        prepare_seconds: float,
+    ) -> Embedding:
+        metrics["prepare_ms"] = _milliseconds(prepare_seconds)
+        metrics["queue_ms"] = _milliseconds(done.queue_seconds)
+        metrics["encode_ms"] = _milliseconds(done.encode_seconds)
+        self._observer.stages(kind, metrics)
+        return Embedding(done.result, metrics)
 
-def _embedding(
-    done: BatchResult[npt.NDArray[np.float32]], metrics: Metrics, prepare_seconds: float
-) -> Embedding:
-    metrics["prepare_ms"] = round(1e3 * prepare_seconds, 3)
-    metrics["queue_ms"] = round(1e3 * done.queue_seconds, 3)
-    metrics["encode_ms"] = round(1e3 * done.encode_seconds, 3)
-    return Embedding(done.result, metrics)
+    def _waiting(self) -> int:
+        return self._batcher.waiting
+
+    def _downloading(self) -> int:
+        return self._downloader.running
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 3)

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from clip_embed.errors import SettingError
 
-DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
+DEFAULT_MAX_IMAGE_PIXELS = 120_000_000
+"""Cameras with "100 megapixels" make 101.8 and 108 million pixels."""
+
+DEFAULT_MAX_IMAGE_BYTES = 100_000_000
+DEFAULT_IMAGE_URL_SECONDS = 30
+DEFAULT_USER_AGENT = "clip-embed/0.1 (image embedding service)"
+DEFAULT_MAX_CONCURRENCY = 64
+"""As in `@concurrent` of predict.py; a test compares them."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,16 @@ SETTINGS = (
     Setting("CLIP_WEIGHTS_CACHE", "no cache"),
     Setting("CLIP_DEVICE", "cuda if there is a GPU, else cpu"),
     Setting("CLIP_MAX_IMAGE_PIXELS", f"{DEFAULT_MAX_IMAGE_PIXELS:,}"),
+    Setting("CLIP_MAX_IMAGE_BYTES", f"{DEFAULT_MAX_IMAGE_BYTES:,}"),
+    Setting("CLIP_IMAGE_URLS", "public"),
+    Setting("CLIP_IMAGE_URL_SECONDS", str(DEFAULT_IMAGE_URL_SECONDS)),
+    Setting("CLIP_USER_AGENT", DEFAULT_USER_AGENT),
     Setting("CLIP_FAST_JPEG", "0"),
+    Setting("CLIP_METRICS_PORT", "no metrics"),
+    Setting("COG_MAX_CONCURRENCY", str(DEFAULT_MAX_CONCURRENCY)),
     Setting("STORAGE_EMULATOR_HOST", "Cloud Storage itself"),
 )
-"""Every variable that the service reads. Cog's own, COG_MAX_CONCURRENCY, is read by Cog."""
+"""Every variable that the service reads. COG_MAX_CONCURRENCY is Cog's own."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,24 @@ class Settings:
 
     weights: where the model is published; `weights.pull` validates it. weights_cache: a directory.
     device: "cuda", "cpu", or None for the default. max_image_pixels: width × height.
+    max_image_bytes: of the encoded file. image_urls: which URLs are downloaded, "public", "any" or
+    "none"; image_url_seconds: for one, redirects included; user_agent: sent with it.
     fast_jpeg: whether large photographs may be decoded inexactly (inputs/fast_jpeg.py).
+    metrics_port: TCP port of Prometheus metrics, None for none. max_concurrency: predictions that
+    Cog lets in at once.
     """
 
     weights: str | None = None
     weights_cache: str | None = None
     device: str | None = None
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
+    image_urls: str = "public"
+    image_url_seconds: int = DEFAULT_IMAGE_URL_SECONDS
+    user_agent: str = DEFAULT_USER_AGENT
     fast_jpeg: bool = False
+    metrics_port: int | None = None
+    max_concurrency: int = DEFAULT_MAX_CONCURRENCY
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -58,8 +81,19 @@ class Settings:
             weights=_text(environment, "CLIP_WEIGHTS"),
             weights_cache=_text(environment, "CLIP_WEIGHTS_CACHE"),
             device=_choice(environment, "CLIP_DEVICE", ("cuda", "cpu")),
-            max_image_pixels=_pixels(environment, "CLIP_MAX_IMAGE_PIXELS"),
+            max_image_pixels=_number(environment, "CLIP_MAX_IMAGE_PIXELS", "pixels")
+            or DEFAULT_MAX_IMAGE_PIXELS,
+            max_image_bytes=_number(environment, "CLIP_MAX_IMAGE_BYTES", "bytes")
+            or DEFAULT_MAX_IMAGE_BYTES,
+            image_urls=_choice(environment, "CLIP_IMAGE_URLS", ("public", "any", "none"))
+            or "public",
+            image_url_seconds=_number(environment, "CLIP_IMAGE_URL_SECONDS", "seconds")
+            or DEFAULT_IMAGE_URL_SECONDS,
+            user_agent=_header(environment, "CLIP_USER_AGENT") or DEFAULT_USER_AGENT,
             fast_jpeg=_choice(environment, "CLIP_FAST_JPEG", ("0", "1")) == "1",
+            metrics_port=_number(environment, "CLIP_METRICS_PORT", "port", most=65535),
+            max_concurrency=_number(environment, "COG_MAX_CONCURRENCY", "predictions")
+            or DEFAULT_MAX_CONCURRENCY,
         )
 
 
@@ -78,18 +112,29 @@ def _text(environment: Mapping[str, str], name: str) -> str | None:
     return environment.get(name, "").strip() or None
 
 
-def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, str]) -> str | None:
+def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
     value = _text(environment, name)
     if value is not None and value not in choices:
-        first, second = choices
-        raise SettingError(f"{name} is {value!r}; use {first!r} or {second!r}, or leave it unset")
+        *first, last = map(repr, choices)
+        raise SettingError(
+            f"{name} is {value!r}; use {', '.join(first)} or {last}, or leave it unset"
+        )
     return value
 
 
-def _pixels(environment: Mapping[str, str], name: str) -> int:
+def _number(environment: Mapping[str, str], name: str, unit: str, most: int = 10**12) -> int | None:
     value = _text(environment, name)
     if value is None:
-        return DEFAULT_MAX_IMAGE_PIXELS
-    if not value.isdecimal() or int(value) < 1:
-        raise SettingError(f"{name} is {value!r}; give a whole number of pixels")
+        return None
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:20]) <= most):
+        raise SettingError(
+            f"{name} is {value[:40]!r}; give a whole number ({unit}), from 1 to {most:,}"
+        )
     return int(value)
+
+
+def _header(environment: Mapping[str, str], name: str) -> str | None:
+    value = _text(environment, name)
+    if value is not None and not (value.isascii() and value.isprintable()):
+        raise SettingError(f"{name} is {value!r}; use printable ASCII characters only")
+    return value

@@ -1,10 +1,11 @@
 """What exists only because of Cog. Each entry of REGISTER may be deleted, alone, when its test
 passes without it; no number that the service returns changes.
 
-worker                switches the workarounds on in Cog's worker, and nowhere else
-output                send a vector as one message
-cancel_safe_executor  run calls that Cog's cancellation cannot interrupt
-temp_files            remove the temporary files that Cog leaves behind
+worker           switches the workarounds on in Cog's worker, and nowhere else
+output           send a vector as one message
+prediction_dirs  remove the directories that Cog leaves behind
+lost_slots       notice that Cog has lost slots, and have the process restarted
+drain            let asynchronous predictions finish before Cog exits
 """
 
 from __future__ import annotations
@@ -31,23 +32,40 @@ REGISTER = (
         seen_in="0.23.1",
         source="coglet: predictor.rs, process_single_output; output.rs, encode_files",
         code="clip_embed/cog_workarounds/output.py, openapi.json",
-        test="tests/service/test_service.py::test_the_output_is_a_flat_list_however_it_was_built",
+        test="tests/service/test_cog_boundary.py::test_output_is_sent_as_one_message",
     ),
     Workaround(
-        symptom="when a client hangs up, Cog raises an exception in the thread that prepares the"
-        " input: after some 700 of them the event loop hangs, or files stay open",
+        symptom="image URIs are downloaded and decoded before `predict`: from any address, without"
+        " a limit, beyond cancellation, into files that stay, and in threads that are interrupted"
+        " at any point when a client hangs up, until the event loop hangs",
         seen_in="0.23.1",
-        source="coglet: cancellation by PyThreadState_SetAsyncExc; cog.types: URLPath.convert",
-        code="clip_embed/cog_workarounds/cancel_safe_executor.py",
+        source="coglet: input.rs, prepare_input; cancel.rs. cog.types: URLPath.convert, URLFile",
+        code="clip_embed/cog_workarounds/worker.py, activate: Path.validate",
         test="tests/service/test_service.py::test_cog_starts_no_thread_for_an_image",
     ),
     Workaround(
-        symptom="the temporary file of an image stays if its prediction was cancelled before it"
-        " began, or if the download failed",
+        symptom="three directories of each prediction stay in /tmp for ever",
         seen_in="0.23.1",
-        source="cog.types: URLFile, Path.convert; coglet: worker.rs, cleanup of inputs",
-        code="clip_embed/cog_workarounds/temp_files.py",
-        test="tests/service/test_service.py::test_no_temporary_file_is_left",
+        source="coglet: service.rs, predict",
+        code="clip_embed/cog_workarounds/prediction_dirs.py",
+        test="tests/service/test_attacks.py::test_5000_predictions_leave_nothing",
+    ),
+    Workaround(
+        symptom="a prediction whose directories cannot be made takes its slot with it (full disk,"
+        " read-only root, an id that is no file name); without slots the server is BUSY for ever",
+        seen_in="0.23.1",
+        source="coglet: service.rs, predict; permit/pool.rs, Drop of PermitInUse",
+        code="clip_embed/cog_workarounds/lost_slots.py; check_writable in"
+        " clip_embed/cog_workarounds/prediction_dirs.py",
+        test="tests/service/test_cog_boundary.py::test_server_that_lost_its_slots_ends",
+    ),
+    Workaround(
+        symptom="on SIGTERM asynchronous predictions are dropped without their webhooks",
+        seen_in="0.23.1",
+        source="coglet: transport/http/server.rs, serve; routes.rs, create_prediction_with_id",
+        code="clip_embed/cog_workarounds/drain.py",
+        test="tests/service/test_cog_boundary.py"
+        "::test_asynchronous_prediction_is_finished_before_the_server_exits",
     ),
     Workaround(
         symptom="4 of 1,000 requests are answered 409 although slots are free, when Cog's HTTP"
@@ -62,7 +80,7 @@ REGISTER = (
         symptom="the last line that setup prints is missing from /health-check one time in eight",
         seen_in="0.23.1",
         source="coglet: the end of setup and its log travel on different channels",
-        code="clip_embed/cog_workarounds/worker.py, end_setup",
+        code="clip_embed/cog_workarounds/worker.py, activate: LOG_PAUSE_SECONDS",
         test="tests/service/test_service.py::test_the_log_of_setup_is_complete",
     ),
 )

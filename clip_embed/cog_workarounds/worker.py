@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import coglet
 import numpy as np
 import numpy.typing as npt
-from cog import Path, URLPath
+from cog import Path
 
-from clip_embed.cog_workarounds import output
-from clip_embed.cog_workarounds.cancel_safe_executor import CancelSafeExecutor
-from clip_embed.cog_workarounds.temp_files import TempFiles, use_own_directory
-
-PREPARE_THREADS = 64
-"""Images downloaded at once: as many as there are slots, so that a slow web server delays no other
-request."""
+from clip_embed.cog_workarounds import output, prediction_dirs
+from clip_embed.cog_workarounds.drain import start_draining_on_exit
+from clip_embed.cog_workarounds.lost_slots import LostSlots
 
 LOG_PAUSE_SECONDS = 0.03
 
@@ -26,41 +24,45 @@ class CogWorker:
     """The workarounds of this process. Make one at the beginning of setup."""
 
     def __init__(self) -> None:
+        """Raises SettingError if Cog could not serve a prediction here."""
         # cog.yaml sets it for Cog's HTTP server, which runs by now. obstore obeys it too, and may
         # use every core.
         os.environ.pop("TOKIO_WORKER_THREADS", None)
         self._active: bool = coglet.server.active
+        if self._active:
+            prediction_dirs.check_writable()
         self._one_message = self._active and output.one_message_stays_flat()
-        self._temp_files: TempFiles | None = None
+        self._running = 0
+        self._lost_slots: LostSlots | None = None
 
-    def end_setup(self) -> None:
-        """Take over the preparation of images, and let the log of setup reach /health-check."""
+    def activate(self, slots: int) -> None:
+        """Call it at the end of setup. slots: predictions that Cog lets in at once."""
         if not self._active:
             return
-        _prepare_images_in(CancelSafeExecutor(PREPARE_THREADS))
-        self._temp_directory = use_own_directory()
-        self._temp_files = TempFiles(self._temp_directory.name)
-        time.sleep(LOG_PAUSE_SECONDS)
+        # Cog would download and decode images itself, in threads that it interrupts at any point
+        # when a client hangs up. It gets nothing to do: `predict` receives the string.
+        Path.validate = staticmethod(lambda value: value)
+        prediction_dirs.start_sweeping()
+        port = int(os.environ.get("PORT", "5000"))
+        start_draining_on_exit(port, lambda: self._running)
+        self._lost_slots = LostSlots(f"http://127.0.0.1:{port}", slots, lambda: self._running)
+        self._lost_slots.start()
+        time.sleep(LOG_PAUSE_SECONDS)  # lets the log of setup reach /health-check
 
-    def discard(self, image: str | os.PathLike[str]) -> None:
-        """Remove the temporary file of an image that has been read."""
-        if self._temp_files is not None:
-            self._temp_files.discard(image)
+    @contextlib.contextmanager
+    def prediction(self) -> Iterator[None]:
+        """Count a prediction as running."""
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    @property
+    def is_healthy(self) -> bool:
+        """False if Cog's server can no longer serve."""
+        return self._lost_slots is None or not self._lost_slots.lost
 
     def output(self, vector: npt.NDArray[np.float32]) -> Any:
         """Return float32 [D] in the form that Cog sends fastest, or as a list of floats."""
         return output.as_one_message(vector) if self._one_message else output.as_list(vector)
-
-
-def _prepare_images_in(executor: CancelSafeExecutor) -> None:
-    """Have Cog convert URLs and data URIs to files in threads of `executor`.
-
-    Cog would start a thread for each, in a thread that it interrupts when the client hangs up.
-    """
-    validate = Path.validate
-
-    def to_file(value: object) -> object:
-        path = validate(value)
-        return path.convert() if isinstance(path, URLPath) else path
-
-    Path.validate = staticmethod(lambda value: executor.call(to_file, value))

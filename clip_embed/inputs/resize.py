@@ -1,4 +1,4 @@
-"""Resize the shorter side and crop the center, as torchvision does. Knows no files or colors."""
+"""Resize the shorter side and crop the center, as torchvision does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn a string into CLIP's token ids. Knows no torch, no network and no service.
+"""Turn a string into CLIP's token ids. Imports no torch.
 
 The cleaning and the byte-pair encoding are those that CLIP was trained with; the ids equal
 open_clip's.

@@ -1,6 +1,6 @@
 """CLIP's two towers in plain torch: token ids or pixels in, projected features out.
 
-Knows no files, devices, precision or batching. The architecture comes from `open_clip_config.json`
+Independent of files, devices and batching. The architecture comes from `open_clip_config.json`
 and the parameter names are open_clip's, so that one class serves ViT-L/14 and the tiny models of
 the tests.
 

@@ -1,7 +1,7 @@
 """Memory for the weights on a CPU, its pages populated while torch is being imported.
 
 The first touch of memory costs about as much as filling it: the kernel has to find and clear every
-page. During the import of torch a core has time for that. Knows nothing of torch or tensors.
+page. During the import of torch a core has time for that. Independent of torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 A part is a fixed range of rows and becomes one file, `part-N.parquet`. The plan is stored in DEST
 under `_plan` and never changes: part N holds the same rows in every run, even if SOURCE changes
-between an interruption and the next run. Parquet readers ignore names that begin with "_". This
-module knows nothing of Ray, or of how a row is embedded.
+between an interruption and the next run. Parquet readers ignore names that begin with "_".
 """
 
 from __future__ import annotations

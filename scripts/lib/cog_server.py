@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class CogServer:
 
     environment: variables to add to this process's; None removes one. schema: the file to copy to
     `.cog/openapi_schema.json`; None for a server that was built without a schema. predictor: as Cog
-    writes it, file:class. port: default, a free one. log: receives the server's output.
+    writes it, file:class. port: default, a free one. log: receives the server's output. wrapper: a
+    command that is given the server's command as further arguments.
 
     If this process is killed, the server is killed too.
     """
@@ -74,6 +75,7 @@ class CogServer:
         predictor: str = f"{ROOT / 'predict.py'}:Predictor",
         port: int | None = None,
         log: Any = subprocess.DEVNULL,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -84,6 +86,7 @@ class CogServer:
         self._schema = schema
         self._predictor = predictor
         self._log = log
+        self._wrapper = wrapper
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = Path()
 
@@ -106,7 +109,7 @@ class CogServer:
         }
         self._guard = ProcessGuard(str(self.directory))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
+            [*self._wrapper, sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
             cwd=self.directory,
             env={name: value for name, value in variables.items() if value is not None},
             stdout=self._log,

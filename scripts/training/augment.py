@@ -1,4 +1,4 @@
-"""Augment pictures, a batch at a time. Knows nothing of networks."""
+"""Augment pictures, a batch at a time."""
 
 from __future__ import annotations
 

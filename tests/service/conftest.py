@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import http.server
+import json
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,8 @@ from clip_embed.checkpoint import fetch
 from scripts.lib.cog_server import CogServer
 from scripts.lib.gcs_emulator import gcs_emulator
 from tests.helpers.published_model import EmulatorBucket, write_model
+
+Webhooks = queue.Queue[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +33,11 @@ def emulator() -> Iterator[str]:
 def server(emulator: str, tiny_model: Path) -> Iterator[CogServer]:
     """Run the real Cog server with weights from the emulator's gs://models/tiny."""
     location = EmulatorBucket(emulator).put_model(tiny_model, "tiny")
-    environment = {"CLIP_WEIGHTS": location, "STORAGE_EMULATOR_HOST": emulator}
+    environment = {
+        "CLIP_WEIGHTS": location,
+        "STORAGE_EMULATOR_HOST": emulator,
+        "CLIP_IMAGE_URLS": "any",  # the web servers of tests are on loopback
+    }
     with CogServer(environment) as running:
         running.wait_ready()
         yield running
@@ -76,3 +87,23 @@ def bucket(
     """Return the emulator's bucket, with STORAGE_EMULATOR_HOST set."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
     return EmulatorBucket(emulator)
+
+
+@pytest.fixture
+def webhooks() -> Iterator[tuple[str, Webhooks]]:
+    """Return a webhook URL and a queue of the bodies sent to it."""
+    received: Webhooks = queue.Queue()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/hook", received
+        running.shutdown()

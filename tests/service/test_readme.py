@@ -1,4 +1,4 @@
-"""Run the commands of README.md as written, with small weights.
+"""Run the commands of README.md and docs/operations.md as written, with small weights.
 
 test_examples.py runs those that call a server. No test runs `cog`, `docker` and `gcloud`, which are
 not installed here, nor `scripts/demo` and `scripts/test`, which take minutes.
@@ -23,7 +23,7 @@ import pytest
 from scripts.lib.cog_server import free_port, venv_path
 from tests.helpers.paths import ROOT, TINY
 
-TEXT = (ROOT / "README.md").read_text()
+TEXT = "".join((ROOT / name).read_text() for name in ("README.md", "docs/operations.md"))
 CODE_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 DEMO = "demo_model"
 

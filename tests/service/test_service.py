@@ -58,26 +58,6 @@ def photos_url() -> Iterator[str]:
         running.shutdown()
 
 
-@pytest.fixture
-def webhooks() -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
-    """Return a webhook URL and a queue of the bodies sent to it."""
-    received: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}/hook", received
-        running.shutdown()
-
-
 def variant(module: str) -> str:
     """Return Cog's reference to a variant of predict.py in tests/helpers."""
     return f"{ROOT / 'tests' / 'helpers' / module}.py:Predictor"
@@ -164,8 +144,8 @@ def test_blank_text_error_quotes_the_text(client: httpx.Client) -> None:
 
 
 def test_error_for_a_file_that_is_not_an_image_lists_the_formats(client: httpx.Client) -> None:
-    page = data_uri(b"<html>not an image</html>", "text/html")
-    assert "send one of JPEG, PNG, WebP" in embed_error(client, image=page)
+    text = data_uri(b"not an image", "text/plain")
+    assert "send one of JPEG, PNG, WebP" in embed_error(client, image=text)
 
 
 def test_truncated_image_is_refused(client: httpx.Client) -> None:
@@ -318,27 +298,15 @@ def test_predict_awaited_from_python_returns_a_plain_list(
 
 
 def test_cog_starts_no_thread_for_an_image(tiny_model: Path, photos_url: str) -> None:
-    """A client that disconnects while Cog starts a thread can end the service
-    (clip_embed/cog_workarounds/cancel_safe_executor.py). `scripts/soak.py` reproduces that in
-    minutes; this test looks for the thread itself, for a data: URI and a URL."""
-    counting = variant("counting_predict")
-    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, predictor=counting) as server:
+    """A client that disconnects while Cog starts a thread can end the service: Cog raises an
+    exception in the thread that prepares the input, and CPython 3.11 may deliver it to the new one.
+    `scripts/soak.py` reproduces that in minutes; this test looks for the thread itself."""
+    environment = {"CLIP_WEIGHTS": str(tiny_model), "CLIP_IMAGE_URLS": "any"}
+    with CogServer(environment, predictor=variant("counting_predict")) as server:
         server.wait_ready()
         for image in (data_uri(CAT.read_bytes()), f"{photos_url}/cat.jpg"):
             assert server.predict(image=image)["status"] == "succeeded"
         assert server.health()["status"] == "READY"
-
-
-def test_no_temporary_file_is_left(tiny_model: Path, photos_url: str) -> None:
-    """Cog leaves a file behind when a download fails; a later request removes it."""
-    environment = {"CLIP_WEIGHTS": str(tiny_model)}
-    with CogServer(environment, predictor=variant("sweeping_predict")) as server:
-        server.wait_ready()
-        files = Path(server.directory, "tmp")
-        assert server.predict(image=f"{photos_url}/missing.jpg")["status"] == "failed"
-        assert [path for path in files.rglob("*") if path.is_file()]
-        assert server.predict(image=f"{photos_url}/cat.jpg")["status"] == "succeeded"
-        assert not [path for path in files.rglob("*") if path.is_file()]
 
 
 def test_health_is_starting_then_ready(tiny_model: Path) -> None:

@@ -253,7 +253,7 @@ def test_run_uses_the_thread_of_the_batches() -> None:
         names.append(threading.current_thread().name)
         return list(items)
 
-    batcher.run(lambda: record_thread([0]))
+    batcher.run_on_device_thread(lambda: record_thread([0]))
     asyncio.run(batcher.submit(BatchQueue(record_thread, limit=1, cost=lambda item: 0), 1))
     assert len(names) == 2
     assert len(set(names)) == 1

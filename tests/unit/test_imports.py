@@ -25,8 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "clip_embed.errors": set(),
     "clip_embed.settings": {"clip_embed.errors"},
     "clip_embed.batching": set(),
+    "clip_embed.metrics": {"clip_embed.errors"},
     "clip_embed.startup": set(),
-    "clip_embed.cog_workarounds": set(),
+    "clip_embed.cog_workarounds": {"clip_embed.errors"},
     "clip_embed.checkpoint": LEAVES,
     "clip_embed.inputs": LEAVES,
     "clip_embed.model": {"clip_embed.inputs", *LEAVES},
@@ -34,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_embed.service": {
         "clip_embed.embedder",
         "clip_embed.batching",
+        "clip_embed.metrics",
         "clip_embed.checkpoint",
         "clip_embed.model",
         "clip_embed.inputs",

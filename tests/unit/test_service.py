@@ -97,7 +97,7 @@ def test_bad_input_raises_and_the_service_goes_on(service: Service, tmp_path: Pa
     (tmp_path / "page.jpg").write_text("<html>")
     with pytest.raises(TextError):
         asyncio.run(service.embed_text(" \n"))
-    with pytest.raises(ImageError, match=r"page\.jpg is not an image"):
+    with pytest.raises(ImageError, match=r"page\.jpg is an HTML page"):
         asyncio.run(service.embed_image(tmp_path / "page.jpg"))
     with pytest.raises(ImageError, match="image is '/etc/passwd'; send an http"):
         asyncio.run(service.embed_image("/etc/passwd"))

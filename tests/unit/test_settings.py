@@ -14,7 +14,17 @@ from tests.helpers.paths import ROOT
 def test_settings_have_defaults() -> None:
     """An empty environment gives the documented defaults."""
     assert Settings.from_environment({}) == Settings(
-        weights=None, weights_cache=None, device=None, max_image_pixels=100_000_000, fast_jpeg=False
+        weights=None,
+        weights_cache=None,
+        device=None,
+        max_image_pixels=120_000_000,
+        max_image_bytes=100_000_000,
+        image_urls="public",
+        image_url_seconds=30,
+        user_agent="clip-embed/0.1 (image embedding service)",
+        fast_jpeg=False,
+        metrics_port=None,
+        max_concurrency=64,
     )
 
 
@@ -24,10 +34,16 @@ def test_settings_are_read_from_the_environment() -> None:
         "CLIP_WEIGHTS_CACHE": "/cache",
         "CLIP_DEVICE": "cpu",
         "CLIP_MAX_IMAGE_PIXELS": "1000",
+        "CLIP_MAX_IMAGE_BYTES": "2000",
+        "CLIP_IMAGE_URLS": "none",
+        "CLIP_IMAGE_URL_SECONDS": "3",
+        "CLIP_USER_AGENT": "shop/1",
         "CLIP_FAST_JPEG": "1",
+        "CLIP_METRICS_PORT": "9090",
+        "COG_MAX_CONCURRENCY": "8",
     }
     assert Settings.from_environment(environment) == Settings(
-        "gs://bucket/clip", "/cache", "cpu", 1000, True
+        "gs://bucket/clip", "/cache", "cpu", 1000, 2000, "none", 3, "shop/1", True, 9090, 8
     )
 
 
@@ -43,9 +59,12 @@ def test_blank_variable_counts_as_unset(setting: Setting) -> None:
         ("CLIP_DEVICE", "gpu", "CLIP_DEVICE is 'gpu'; use 'cuda' or 'cpu', or leave it unset"),
         ("CLIP_FAST_JPEG", "yes", "CLIP_FAST_JPEG is 'yes'; use '0' or '1', or leave it unset"),
         *(
-            ("CLIP_MAX_IMAGE_PIXELS", value, f"is '{value}'; give a whole number of pixels")
-            for value in ("0", "-1", "1e6", "many")
+            ("CLIP_MAX_IMAGE_PIXELS", value, f"is '{value[:40]}'; give a whole number (pixels),")
+            for value in ("0", "-1", "1e6", "many", "9" * 5000, "٣")
         ),
+        ("CLIP_METRICS_PORT", "70000", "is '70000'; give a whole number (port), from 1 to 65,535"),
+        ("CLIP_IMAGE_URLS", "all", "is 'all'; use 'public', 'any' or 'none', or leave it unset"),
+        ("CLIP_USER_AGENT", "a\r\nb", "use printable ASCII characters only"),
     ],
 )
 def test_invalid_value_is_rejected(name: str, value: str, message: str) -> None:

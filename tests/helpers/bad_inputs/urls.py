@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tests.helpers.bad_inputs.case import NOT_AN_IMAGE, Case
 
-REFUSED_BY_COG = "^Input validation error: "
 NOT_A_URL = "; send an http:// or https:// URL, or a data: URI$"
+MALFORMED_DATA_URI = "^image is a data: URI .*; send data:image/jpeg;base64, and then the file in"
+NOT_DOWNLOADED = " send the image itself as a data: URI$"
+NOTHING = "^nothing to embed"
 
 
 def cases() -> list[Case]:
@@ -13,24 +15,26 @@ def cases() -> list[Case]:
     return [
         Case("URLs", content[:40], content, expected)
         for expected, contents in {
+            NOTHING: ("",),
             NOT_A_URL: (
-                *("", " ", "\0", "null", "a cat", "x" * 100_000, "/etc/passwd", "../../etc/passwd"),
+                *(" ", "\0", "null", "a cat", "x" * 100_000, "/etc/passwd", "../../etc/passwd"),
                 *("file:///etc/passwd", "ftp://a/b", "gs://bucket/cat.jpg", "javascript:alert(1)"),
-                *("DATA:image/png;base64,AAAA", "//host/cat.jpg", "about:blank", "HTTP"),
+                *("//host/cat.jpg", "about:blank", "HTTP", "http:/a", "https:"),
             ),
             NOT_AN_IMAGE: (
-                *("data:,", "data:;base64,AAAA", "data:image/png,text", "data:image/png;base64,!!"),
+                *("data:;base64,AAAA", "data:image/png,text", "DATA:image/png;base64,AAAA"),
                 *("data:image/../../x;base64,AAAA", "data:image/é;base64,AAAA"),
                 "data:image/jpeg;base64," + "A" * 8_000_000,
             ),
-            REFUSED_BY_COG: (
-                *("data:", "data:image/png", "data:image/png;base64", "data:image/png;base64,AAA"),
-                *(
-                    "http://",
-                    "http://[::1",
-                    "http://127.0.0.1:1/cat.jpg",
-                    "https://nowhere.invalid/",
-                ),
+            MALFORMED_DATA_URI: (
+                *("data:", "data:,", "data:image/png", "data:image/png;base64"),
+                *("data:image/png;base64,!!", "data:image/png;base64,AAAAA"),
+            ),
+            NOT_DOWNLOADED: (
+                "http://",
+                "http://[::1",
+                "http://127.0.0.1:1/cat.jpg",
+                "https://nowhere.invalid/",
             ),
         }.items()
         for content in contents

@@ -103,7 +103,7 @@ def test_stats_count_bytes_retries_and_seconds(url: str, model: Path) -> None:
     with weights.pull(url) as pull:
         collect(pull)
     stats = pull.stats
-    assert stats.bytes_received == stats.bytes_total == sum(map(len, published(model).values()))
+    assert stats.bytes_verified == stats.bytes_total == sum(map(len, published(model).values()))
     assert stats.retries == 0
     assert 0 < stats.manifest_seconds < stats.pull_seconds < 60
     assert f"{stats.bytes_total / 1e6:,.1f} MB" in stats.summary()

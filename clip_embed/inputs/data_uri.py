@@ -1,0 +1,68 @@
+"""Decode an image that is sent as a data: URI.
+
+Read as browsers read it (RFC 2397, and "forgiving-base64 decode" of the WHATWG's Infra standard):
+white space and missing padding are accepted, and so are the URL-safe alphabet and escapes such as
+%2B, since none of them can mean anything else.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import urllib.parse
+
+from clip_embed.errors import ImageError
+
+WAY_OUT = "send data:image/jpeg;base64, and then the file in base64"
+
+_WHITE_SPACE = re.compile(r"\s+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def is_data_uri(value: str) -> bool:
+    """Return whether `value` starts with data: in any case."""
+    return value[:5].lower() == "data:"
+
+
+def decode_data_uri(uri: str, max_bytes: int) -> bytes:
+    """Return the bytes of a data: URI.
+
+    Raises ImageError if it is malformed, or holds nothing, or more than `max_bytes`.
+    """
+    head, comma, payload = uri[5:].partition(",")
+    if not comma:
+        raise ImageError(f"image is a data: URI without a comma before its data; {WAY_OUT}")
+    # No image consists of base64's characters alone, so a missing ;base64 is plain to see.
+    is_base64 = head.lower().replace(" ", "").endswith(";base64")
+    if not is_base64 and not _BASE64.fullmatch(payload):
+        data = urllib.parse.unquote_to_bytes(payload)
+    else:
+        data = _decode_base64(payload)
+    if not data:
+        raise ImageError(f"image is a data: URI without data; {WAY_OUT}")
+    if len(data) > max_bytes:
+        raise ImageError(
+            f"image is {len(data):,} bytes; the limit is {max_bytes:,} (CLIP_MAX_IMAGE_BYTES);"
+            " send it smaller"
+        )
+    return data
+
+
+def _decode_base64(payload: str) -> bytes:
+    try:
+        return binascii.a2b_base64(payload, strict_mode=True)
+    except (binascii.Error, ValueError):  # not as plain as most are
+        pass
+    if "%" in payload:
+        payload = urllib.parse.unquote(payload)
+    payload = _WHITE_SPACE.sub("", payload).translate(_URL_SAFE)
+    payload = payload.rstrip("=")
+    if len(payload) % 4 == 1:
+        raise ImageError(f"image is a data: URI whose base64 is cut off; {WAY_OUT}")
+    try:
+        return binascii.a2b_base64(payload + "=" * (-len(payload) % 4), strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        wrong = next((c for c in payload if not _BASE64.fullmatch(c)), None)
+        what = f"contains {wrong!r}" if wrong else str(error).lower()
+        raise ImageError(f"image is a data: URI whose base64 {what}; {WAY_OUT}") from error

@@ -1,0 +1,226 @@
+"""What Cog does wrong around a prediction, and what the service makes of it, in the real server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from scripts.lib.cog_server import CogServer
+from scripts.lib.hostile_web_server import HostileWebServer
+from tests.helpers.paths import ROOT
+from tests.helpers.result_tables import ATTACKS
+from tests.service.conftest import Webhooks
+
+IMPATIENT = f"{ROOT / 'tests' / 'helpers' / 'impatient_predict.py'}:Predictor"
+TRICKLE_SECONDS = 3
+
+
+@pytest.fixture
+def web() -> Iterator[HostileWebServer]:
+    with HostileWebServer() as server:
+        yield server
+
+
+def request_async(server: CogServer, inputs: dict[str, Any], webhook: str, *events: str) -> str:
+    """Request an asynchronous prediction, and return its id."""
+    response = httpx.post(
+        f"{server.url}/predictions",
+        json={"input": inputs, "webhook": webhook, "webhook_events_filter": events},
+        headers={"Prefer": "respond-async"},
+        trust_env=False,
+    )
+    assert response.status_code == 202
+    return str(response.json()["id"])
+
+
+def test_output_is_sent_as_one_message(server: CogServer, webhooks: tuple[str, Webhooks]) -> None:
+    """Cog sends each element of a list as a message and a webhook of its own: 768 of them."""
+    url, received = webhooks
+    request_async(server, {"text": "a red bicycle"}, url, "output", "completed")
+    events = []
+    while not events or events[-1]["status"] not in ("succeeded", "failed"):
+        events.append(received.get(timeout=20))
+    assert len(events) <= 2
+    assert len(events[-1]["output"]) == 768
+    assert type(events[-1]["output"][0]) is float
+
+
+# --- SIGTERM --------------------------------------------------------------------------------
+
+
+def test_asynchronous_prediction_is_finished_before_the_server_exits(
+    tiny_model: Path, web: HostileWebServer, webhooks: tuple[str, Webhooks]
+) -> None:
+    """On SIGTERM the server refuses new requests at once, and its webhook is still sent."""
+    url, received = webhooks
+    limits = {"CLIP_IMAGE_URLS": "any", "CLIP_IMAGE_URL_SECONDS": str(TRICKLE_SECONDS)}
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model), **limits}) as server:
+        server.wait_ready()
+        assert server.process is not None
+        identifier = request_async(server, {"image": f"{web.url}/trickle"}, url, "completed")
+        while not web.open:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        server.process.terminate()
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health-check", trust_env=False)
+        assert server.process.wait(15) == 0
+        seconds = time.monotonic() - begin
+        completed = received.get(timeout=1)
+        temporary = sum(1 for path in Path(server.directory, "tmp").rglob("*"))
+    assert completed["id"] == identifier
+    assert f"did not arrive within {TRICKLE_SECONDS} s" in completed["error"]
+    assert seconds < TRICKLE_SECONDS + 4
+    assert temporary == 0
+    ATTACKS.append(("SIGTERM with work in flight", "its webhook is sent, exit 0", seconds, 0))
+
+
+def test_idle_server_exits_at_once(tiny_model: Path) -> None:
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}) as server:
+        server.wait_ready()
+        assert server.process is not None
+        begin = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - begin < 4
+
+
+# --- lost slots -----------------------------------------------------------------------------
+
+
+def wait_until_exit(server: CogServer, seconds: float) -> int:
+    """Wait for the server to end by itself, and return its exit status."""
+    assert server.process is not None
+    return server.process.wait(seconds)
+
+
+def exhaust_slots(server: CogServer, count: int, send: Callable[[int], object]) -> None:
+    """Send requests of which each costs a slot, until the server is BUSY."""
+    for number in range(count):
+        send(number)
+    assert server.health()["status"] in ("BUSY", "UNHEALTHY")
+
+
+def test_server_that_lost_its_slots_ends(tiny_model: Path) -> None:
+    """A client's id that is no file name costs a slot. With 64 of them every request would be
+    refused for ever. The process ends with an error, so that it is restarted, and serves again."""
+    begin = time.monotonic()
+    for attempt in range(2):
+        with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, predictor=IMPATIENT) as server:
+            server.wait_ready()
+            assert server.predict(text="a red bicycle")["status"] == "succeeded"
+            if attempt == 1:  # the restart
+                break
+
+            def send(number: int, url: str = server.url) -> None:
+                body = {"id": f"{number}" + "x" * 300, "input": {"text": "a"}}
+                httpx.post(f"{url}/predictions", json=body, trust_env=False, timeout=30)
+
+            exhaust_slots(server, 70, send)
+            assert wait_until_exit(server, 20) == -signal.SIGKILL
+    seconds = time.monotonic() - begin
+    ATTACKS.append(("70 ids that are no file names", "ends, and is restarted", seconds, 0))
+
+
+def small_tmp(options: str) -> tuple[str, ...]:
+    """Return a command that runs another one with a /tmp of its own. Skips without permission."""
+    mount = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o {options} none /tmp && exec "$@"',
+    ]
+    command = (*mount, "sh")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*command, "true"], capture_output=True).returncode
+    ):
+        if os.environ.get("CI") and os.geteuid() == 0:
+            pytest.fail("a mount namespace cannot be made, and in CI nothing is skipped")
+        pytest.skip("making a mount namespace needs root")
+    return command
+
+
+def test_read_only_root_fails_setup_with_one_sentence(tiny_model: Path) -> None:
+    wrapper = small_tmp("ro")
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper) as server:
+        begin = time.monotonic()
+        assert server.wait()["status"] == "SETUP_FAILED"
+        log = server.setup_log()
+    assert "/tmp/coglet/predictions cannot be written to: Read-only file system; Cog needs" in log
+    seconds = time.monotonic() - begin
+    ATTACKS.append(("read-only root without a /tmp", "setup fails, one sentence", seconds, 0))
+
+
+def test_read_only_root_with_a_writable_tmp_works(tiny_model: Path) -> None:
+    """Nothing but /tmp is written to: TMPDIR is read-only, too."""
+    wrapper = small_tmp("size=8m")
+    environment = {"CLIP_WEIGHTS": str(tiny_model), "TMPDIR": "/proc"}
+    with CogServer(environment, wrapper=wrapper) as server:
+        server.wait_ready()
+        assert server.predict(text="a red bicycle")["status"] == "succeeded"
+
+
+def test_full_disk_ends_the_server_and_the_restart_works(tiny_model: Path) -> None:
+    """Cog cannot make directories while /tmp is full, and so loses its slots."""
+    wrapper = small_tmp("size=8m,nr_inodes=120")
+    begin = time.monotonic()
+    with CogServer(
+        {"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper, predictor=IMPATIENT
+    ) as server:
+        server.wait_ready()
+        assert server.process is not None
+        tmp = Path(f"/proc/{server.process.pid}/root/tmp")
+        assert server.predict(text="a red bicycle")["status"] == "succeeded"
+        for number in range(120):  # no inode is left
+            try:
+                (tmp / f"file-{number}").touch()
+            except OSError:
+                break
+
+        def send(_: int) -> None:
+            httpx.post(f"{server.url}/predictions", json={"input": {"text": "a"}}, trust_env=False)
+
+        exhaust_slots(server, 70, send)
+        assert wait_until_exit(server, 20) == -signal.SIGKILL
+    seconds = time.monotonic() - begin
+    ATTACKS.append(("full disk", "ends, to be restarted", seconds, 0))
+
+
+# --- what clients get -----------------------------------------------------------------------
+
+
+def test_body_without_content_type_names_the_header(server: CogServer) -> None:
+    """Cog ignores such a body. (With another Content-Type it answers 415.)"""
+    response = httpx.post(
+        f"{server.url}/predictions", content=b'{"input": {"text": "a"}}', trust_env=False
+    )
+    assert "with Content-Type: application/json" in response.json()["error"]
+
+
+def test_empty_image_beside_a_text_counts_as_absent(server: CogServer) -> None:
+    assert server.predict(text="a red bicycle", image="")["status"] == "succeeded"
+
+
+def test_body_over_cogs_limit_is_413(server: CogServer) -> None:
+    """Cog's limit is 100 MiB for the body."""
+    body = b'{"input": {"text": "' + b"a" * (100 * 2**20) + b'"}}'
+    headers = {"Content-Type": "application/json"}
+    try:
+        response = httpx.post(
+            f"{server.url}/predictions", content=body, headers=headers, trust_env=False
+        )
+    except (httpx.WriteError, httpx.ReadError):
+        return  # it answers and closes while the body is being sent
+    assert response.status_code == 413
