@@ -1,20 +1,27 @@
 """The probes of examples/kubernetes.yaml report the state of a real Cog server.
 
-No cluster is used: the commands of the probes run here, against a server in each state.
+No cluster is used: the commands of the probes run here, against a server in each state, and the
+security context is made with mounts and setpriv.
 """
 
 from __future__ import annotations
 
+import base64
 import os
+import re
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from scripts.lib.cog_server import CogServer, venv_path
 from tests.helpers import unwell_predict
 from tests.helpers.paths import ROOT
+from tests.helpers.published_model import EmulatorBucket
 
 [DEPLOYMENT] = [
     document
@@ -97,3 +104,76 @@ def test_unhealthy_server_is_restarted(tiny_model: Path, tmp_path: Path) -> None
             "readinessProbe": False,
             "livenessProbe": False,
         }
+
+
+USER = 1000
+"""Any but root. The manifest leaves the choice open."""
+
+CACHE = "/srv"
+"""Stands for /cache, which this machine lacks."""
+
+
+def security_context() -> tuple[str, ...]:
+    """Return a command that runs another one like the kubelet. Skips without permission."""
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"]
+    paths = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    assert paths == {"/cache", "/tmp", "/var/run/cog"}
+    python = sys.base_prefix
+    script = f"""
+        set -e
+        chmod 755 .
+        mount -n -t tmpfs -o mode=1777 none /tmp
+        mount -n -t tmpfs -o mode=1777 none {CACHE}
+        mount -n -t tmpfs -o mode=755 none /run
+        mkdir /run/cog
+        chmod 1777 /run/cog
+        mount -n --bind /run/cog /run/cog
+        mount -n -o remount,bind,ro /run
+        case {python} in /root/*)  # as in the image, other users may not read there
+            mkdir /tmp/python
+            mount -n --bind {python} /tmp/python
+            mount -n -t tmpfs -o mode=711 none /root
+            mkdir -p {python}
+            mount -n --move /tmp/python {python}
+            rmdir /tmp/python
+        esac
+        mount -n -o remount,bind,ro /
+        exec setpriv --reuid {USER} --regid {USER} --clear-groups --bounding-set=-all \\
+            --inh-caps=-all --no-new-privs "$@"
+    """
+    command = ("unshare", "--mount", "sh", "-c", script, "sh")
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("another user's rights and a mount namespace need root")
+    return command
+
+
+def test_service_works_under_the_security_context(
+    tiny_model: Path, emulator: str, tmp_path: Path
+) -> None:
+    """Another user without privileges, who can write to the volumes only."""
+    environment = {
+        "CLIP_WEIGHTS": EmulatorBucket(emulator).put_model(tiny_model, "tiny"),
+        "STORAGE_EMULATOR_HOST": emulator,
+        "CLIP_WEIGHTS_CACHE": CACHE,
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",  # makes Cog write /var/run/cog/ready
+        "HOME": "/",
+        **dict.fromkeys(("TMPDIR", "USER", "LOGNAME")),
+    }
+    output = tmp_path / "log"
+    with (
+        output.open("wb") as log,
+        CogServer(environment, wrapper=security_context(), log=log) as server,
+    ):
+        server.wait_ready()
+        assert server.process is not None
+        process = Path(f"/proc/{server.process.pid}")
+        status = dict(re.findall(r"(\w+):\s+(.*)", (process / "status").read_text()))
+        assert (status["Uid"].split()[1], status["CapBnd"]) == (str(USER), "0" * 16)
+        photo = base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
+        for inputs in ({"text": "a cat"}, {"image": f"data:image/jpeg;base64,{photo}"}):
+            assert server.predict(**inputs)["status"] == "succeeded"
+        assert (process / "root" / "run" / "cog" / "ready").exists()
+        assert list((process / "root" / CACHE[1:]).iterdir())
+        assert probe_results(server) == dict.fromkeys(PROBES, True)
+    assert "Read-only" not in output.read_text()
+    assert "Permission denied" not in output.read_text()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import weights
+from clip_embed.cog_workarounds import drain
 from tests.helpers.paths import ROOT
 
 OBJECTS = {
@@ -26,6 +27,37 @@ def test_startup_probe_waits_longer_than_a_pull() -> None:
     """It allows the timeout of a pull, and a minute for the rest of setup."""
     probe = CONTAINER["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > weights.PULL_SECONDS + 60
+
+
+def test_grace_period_is_longer_than_the_drain() -> None:
+    """It begins with preStop, and the service drains afterwards; 10 s are left for the exit."""
+    command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "sleep"
+    ends_after = float(command[1]) + drain.DRAIN_SECONDS
+    assert POD["spec"]["terminationGracePeriodSeconds"] >= ends_after + 10
+
+
+def test_container_has_no_privileges() -> None:
+    """Only mounted volumes can be written to."""
+    assert CONTAINER["securityContext"] == {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_what_cog_writes_to_is_a_volume() -> None:
+    paths = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    assert {"/tmp", "/var/run/cog"} <= paths
+    for volume in POD["spec"]["volumes"]:
+        assert volume["emptyDir"]["sizeLimit"]
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_busy_server_is_healthy(probe: str) -> None:
+    """The service itself notices slots that are lost, and is UNHEALTHY then."""
+    assert "BUSY" in CONTAINER[probe]["exec"]["command"]
+    assert ("UNHEALTHY" in CONTAINER[probe]["exec"]["command"]) == (probe == "startupProbe")
 
 
 def test_objects_refer_to_each_other() -> None:
