@@ -2,7 +2,7 @@
 
 `pull` returns at once and downloads in threads that spend their time in native code, so that a slow
 import in the calling thread costs nothing extra. Each request asks for one block, and each block is
-verified before it is handed out. Knows nothing of CLIP, Cog or torch.
+verified before it is handed out. Independent of CLIP, Cog and torch.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from clip_embed.errors import TransferError, WeightsError
 log = logging.getLogger("clip_embed.weights")
 
 STREAMS = min(16, 4 * (os.cpu_count() or 4))
-"""Requests in flight, about; see `balanced_streams`. A stream from Cloud Storage brings 50–200 MB/s, so sixteen fill 10 Gbit/s; a
-core keeps up with about four, and more only compete for it."""
+"""Requests in flight, about (`balanced_streams`). A stream from Cloud Storage brings 50–200 MB/s,
+so sixteen fill 10 Gbit/s; a core keeps up with about four, and more only compete for it."""
 
 MANIFEST_SECONDS = 10.0
 """Timeout for the manifest, retries included: a setup that cannot succeed fails soon."""
@@ -66,16 +66,16 @@ class PullStats:
     manifest_seconds: float = 0.0
     pull_seconds: float = 0.0
     bytes_total: int = 0
-    bytes_received: int = 0
+    bytes_verified: int = 0
     bytes_cached: int = 0
     bytes_hedged: int = 0
     retries: int = 0
 
     def summary(self) -> str:
         """Return one line for the log."""
-        rate = self.bytes_received / max(self.pull_seconds - self.manifest_seconds, 1e-9) / 1e6
+        rate = self.bytes_verified / max(self.pull_seconds - self.manifest_seconds, 1e-9) / 1e6
         return (
-            f"{self.bytes_received / 1e6:,.1f} MB in {self.pull_seconds:.2f} s ({rate:,.0f} MB/s,"
+            f"{self.bytes_verified / 1e6:,.1f} MB in {self.pull_seconds:.2f} s ({rate:,.0f} MB/s,"
             f" {self.streams} streams, {self.retries} retries,"
             f" {self.bytes_hedged / 1e6:,.1f} MB hedged,"
             f" {self.bytes_cached / 1e6:,.1f} MB from cache)"
@@ -329,7 +329,7 @@ class Pull:
                 if state.manifest:
                     log.info(
                         "pull: %.0f of %.0f MB after %.1f s",
-                        self.stats.bytes_received / 1e6,
+                        self.stats.bytes_verified / 1e6,
                         self.stats.bytes_total / 1e6,
                         self._seconds(),
                     )
@@ -348,7 +348,7 @@ class Pull:
             )
         elif seconds > PULL_SECONDS:
             raise TransferError(
-                f"{where}: {self.stats.bytes_received} of {self.stats.bytes_total} bytes arrived"
+                f"{where}: {self.stats.bytes_verified} of {self.stats.bytes_total} bytes arrived"
                 f" within {PULL_SECONDS:.0f} s; check the network, or publish the model nearer to"
                 " this service"
             )
@@ -417,7 +417,7 @@ class Pull:
                 state.small_files[block.file.name] = bytes(data)
                 self._changed.notify_all()
             state.blocks_left -= 1
-            self.stats.bytes_received += block.size
+            self.stats.bytes_verified += block.size
             self.stats.pull_seconds = self._seconds()
             self._last_arrival = time.perf_counter()
             if state.complete:
