@@ -28,19 +28,18 @@ def is_data_uri(value: str) -> bool:
 def decode_data_uri(uri: str, max_bytes: int) -> bytes:
     """Return the bytes of a data: URI.
 
-    Raises ImageError if it is malformed, or holds nothing, or more than `max_bytes`.
+    Raises ImageError if it is malformed, or holds more than `max_bytes`.
     """
     head, comma, payload = uri[5:].partition(",")
     if not comma:
         raise ImageError(f"image is a data: URI without a comma before its data; {WAY_OUT}")
-    # No image consists of base64's characters alone, so a missing ;base64 is plain to see.
+    # A payload of base64's characters only is never an image as it is, so it is base64 even without
+    # ";base64".
     is_base64 = head.lower().replace(" ", "").endswith(";base64")
     if not is_base64 and not _BASE64.fullmatch(payload):
         data = urllib.parse.unquote_to_bytes(payload)
     else:
         data = _decode_base64(payload)
-    if not data:
-        raise ImageError(f"image is a data: URI without data; {WAY_OUT}")
     if len(data) > max_bytes:
         raise ImageError(
             f"image is {len(data):,} bytes; the limit is {max_bytes:,} (CLIP_MAX_IMAGE_BYTES);"
@@ -52,8 +51,8 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
 def _decode_base64(payload: str) -> bytes:
     try:
         return binascii.a2b_base64(payload, strict_mode=True)
-    except (binascii.Error, ValueError):  # not as plain as most are
-        pass
+    except (binascii.Error, ValueError):
+        pass  # it may have white space, escapes, the URL-safe alphabet, or no padding
     if "%" in payload:
         payload = urllib.parse.unquote(payload)
     payload = _WHITE_SPACE.sub("", payload).translate(_URL_SAFE)

@@ -131,7 +131,7 @@ def test_image_takes_precedence_over_text(client: httpx.Client) -> None:
     assert "text is ignored" in both["logs"]
 
 
-@pytest.mark.parametrize("inputs", [{}, {"text": ""}], ids=["no input", "empty text"])
+@pytest.mark.parametrize("inputs", [{}, {"text": ""}, {"image": ""}], ids=str)
 def test_missing_input_error_says_what_to_send(
     client: httpx.Client, inputs: dict[str, str]
 ) -> None:

@@ -233,14 +233,17 @@ def test_pull_threads_have_a_lower_priority(web_server: RangeServer, url: str) -
 def test_obstore_threads_have_a_lower_priority(url: str) -> None:
     """The first pull of a process starts them, and they stay."""
     code = f"""
-import os, threading
+import contextlib, os, threading
 import weights
 with weights.pull({url!r}) as pull:
     pull.wait_complete()
 for thread in threading.enumerate()[1:]:
     thread.join()
 for task in os.listdir("/proc/self/task"):
-    if open(f"/proc/self/task/{{task}}/comm").read().startswith("tokio"):
+    name = ""
+    with contextlib.suppress(FileNotFoundError):  # the thread has ended
+        name = open(f"/proc/self/task/{{task}}/comm").read()
+    if name.startswith("tokio"):
         print(os.getpriority(os.PRIO_PROCESS, int(task)) - os.getpriority(os.PRIO_PROCESS, 0))
 """
     command = [sys.executable, "-c", code]
