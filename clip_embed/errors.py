@@ -4,9 +4,8 @@ ClipEmbedError
 ├── InputError            the request is at fault; the service stays ready
 │   ├── NoInputError      neither text nor image
 │   ├── TextError         the text cannot be tokenized
-│   ├── ImageError        the file is not an image that is accepted
-│   │   └── DownloadError the image cannot be downloaded from its URL
-│   └── BusyError         too many requests of this kind are running; the same one may succeed later
+│   └── ImageError        the file is not an image that is accepted
+│       └── DownloadError the image cannot be downloaded from its URL
 ├── SettingError          an environment variable has an invalid value: setup fails
 ├── WeightsError          the weights cannot be loaded: setup fails, the message names the object
 │   ├── LocationError     CLIP_WEIGHTS is unset or malformed, or holds no model
@@ -45,10 +44,6 @@ class DownloadError(ImageError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class BusyError(InputError):
-    """Too many requests of this kind are running; the same request may succeed later."""
 
 
 class SettingError(ClipEmbedError, ValueError):

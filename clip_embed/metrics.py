@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from clip_embed.errors import BusyError, DownloadError, InputError, SettingError
+from clip_embed.errors import DownloadError, InputError, SettingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,9 @@ class Observer:
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Publish a number that is read when it is asked for."""
 
-    def ready(self, stages: Mapping[str, float], pulled_bytes: int, pulled_seconds: float) -> None:
+    def setup_finished(
+        self, stages: Mapping[str, float], pulled_bytes: int, pulled_seconds: float
+    ) -> None:
         """Observe the seconds of each stage of setup, and the download of the weights."""
 
 
@@ -55,8 +57,7 @@ class PrometheusMetrics(Observer):
         self._gauge = prometheus.Gauge
         self._predictions = prometheus.Counter(
             "clip_embed_predictions",
-            "Predictions by kind and outcome: succeeded, refused (the input is at fault), busy,"
-            " canceled or failed",
+            "Predictions by kind and outcome: succeeded, refused (InputError), canceled or failed",
             ["kind", "outcome"],
             registry=registry,
         )
@@ -74,9 +75,9 @@ class PrometheusMetrics(Observer):
             buckets=BATCH_SIZES,
             registry=registry,
         )
-        self._downloads = prometheus.Counter(
-            "clip_embed_image_url_refusals",
-            "Image URLs that were not downloaded, by reason",
+        self._download_failures = prometheus.Counter(
+            "clip_embed_image_download_failures",
+            "Image downloads that failed or were refused, by reason",
             ["reason"],
             registry=registry,
         )
@@ -103,14 +104,10 @@ class PrometheusMetrics(Observer):
         except asyncio.CancelledError:
             outcome = "canceled"
             raise
-        except BusyError:
-            outcome = "busy"
-            self._downloads.labels("busy").inc()
-            raise
         except InputError as error:
             outcome = "refused"
             if isinstance(error, DownloadError):
-                self._downloads.labels(error.reason).inc()
+                self._download_failures.labels(error.reason).inc()
             raise
         finally:
             self._predictions.labels(kind, outcome).inc()
@@ -132,11 +129,17 @@ class PrometheusMetrics(Observer):
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         self._gauge(f"clip_embed_{name}", description, registry=self._registry).set_function(read)
 
-    def ready(self, stages: Mapping[str, float], pulled_bytes: int, pulled_seconds: float) -> None:
+    def setup_finished(
+        self, stages: Mapping[str, float], pulled_bytes: int, pulled_seconds: float
+    ) -> None:
         for stage, seconds in stages.items():
             self._setup.labels(stage).set(seconds)
-        self.gauge("pulled_bytes", "Bytes of weights that setup read", lambda: pulled_bytes)
-        self.gauge("pull_seconds", "Seconds until they were there", lambda: pulled_seconds)
+        self.gauge(
+            "pulled_bytes", "Bytes of weights that setup read and verified", lambda: pulled_bytes
+        )
+        self.gauge(
+            "pull_seconds", "Seconds until all weights were verified", lambda: pulled_seconds
+        )
 
 
 def make_observer(port: int | None) -> Observer:

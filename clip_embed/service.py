@@ -54,7 +54,7 @@ SHORT_TEXT = 1000
 
 DOWNLOAD_SHARE = 3 / 4
 """Share of Cog's slots that downloads may hold. The rest is left for inputs that need none, however
-slow the web servers are that strangers name."""
+slow the web servers of image URLs are."""
 
 HEALTH_CHECK_SECONDS = 1.0
 """How long a health-check result is cached. Checks that overlap are not merged."""
@@ -180,7 +180,7 @@ class Service:
             bytes=settings.max_image_bytes,
             seconds=settings.image_url_seconds,
             downloads=max(int(settings.max_concurrency * DOWNLOAD_SHARE), 1),
-            hosts=settings.image_urls,
+            addresses=settings.image_urls,
         )
         self._downloader = ImageDownloader(limits, settings.user_agent)
         largest = BATCH_LIMITS[embedder.device.type]
@@ -193,8 +193,14 @@ class Service:
             observer.batches("image", embedder.embed_images), largest.images, lambda _: 1
         )
         self._batcher = Batcher()
-        observer.gauge("queue_depth", "Requests that wait for the device", self._waiting)
-        observer.gauge("downloads", "Images that are being downloaded", self._downloading)
+        observer.gauge(
+            "queue_depth", "Requests that wait for the device", lambda: self._batcher.waiting
+        )
+        observer.gauge(
+            "downloads_in_progress",
+            "Images that are being downloaded",
+            lambda: self._downloader.running,
+        )
         self._batcher.run_on_device_thread(embedder.warm_up)
         self._healthy, self._health_checked = True, time.monotonic()
         self._threads = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="prepare")
@@ -207,7 +213,7 @@ class Service:
             model = load_embedder(pull, settings.device, timer=timer)
             service = cls(model, settings, observer)
         timer.end_stage("warm up")
-        observer.ready(timer.stages, pull.stats.bytes_verified, pull.stats.pull_seconds)
+        observer.setup_finished(timer.stages, pull.stats.bytes_verified, pull.stats.pull_seconds)
         embedder, manifest = model.embedder, pull.manifest
         log.info(
             "ready: %s (%s), %d floats, %s, %s; %s; pulled %s",
@@ -239,7 +245,7 @@ class Service:
     async def embed_image(self, image: str | os.PathLike[str]) -> Embedding:
         """Embed an image: an http(s) URL or a data: URI, or the path of a file, as a PathLike.
 
-        Raises ImageError, BusyError (too many downloads), EmbeddingError.
+        Raises ImageError, DownloadError, EmbeddingError.
         """
         metrics: Metrics = {}
         with self._observer.prediction("image"):
@@ -269,7 +275,7 @@ class Service:
             raise ImageError(
                 f"image is {source[:80]!r}; send an http:// or https:// URL, or a data: URI"
             )
-        # Closed here: if the prediction is cancelled, its thread goes on reading for a while.
+        # Closed here: if the prediction is canceled, its thread goes on reading for a while.
         with file:
             return preprocess_image(
                 file,
@@ -308,12 +314,6 @@ class Service:
         metrics["encode_ms"] = _milliseconds(done.encode_seconds)
         self._observer.stages(kind, metrics)
         return Embedding(done.result, metrics)
-
-    def _waiting(self) -> int:
-        return self._batcher.waiting
-
-    def _downloading(self) -> int:
-        return self._downloader.running
 
 
 def _milliseconds(seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""The environment variables of the service: read, validated and documented in one place.
+"""The environment variables of this project: read, validated and documented in one place.
 
 A leaf: imports nothing of the package but its errors, so that any module may use it.
 """
@@ -43,7 +43,7 @@ SETTINGS = (
     Setting("COG_MAX_CONCURRENCY", str(DEFAULT_MAX_CONCURRENCY)),
     Setting("STORAGE_EMULATOR_HOST", "Cloud Storage itself"),
 )
-"""Every variable that the service reads. COG_MAX_CONCURRENCY is Cog's own."""
+"""Every variable of this project, and COG_MAX_CONCURRENCY, which is Cog's."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Settings:
             or DEFAULT_IMAGE_URL_SECONDS,
             user_agent=_header(environment, "CLIP_USER_AGENT") or DEFAULT_USER_AGENT,
             fast_jpeg=_choice(environment, "CLIP_FAST_JPEG", ("0", "1")) == "1",
-            metrics_port=_number(environment, "CLIP_METRICS_PORT", "port", most=65535),
+            metrics_port=_number(environment, "CLIP_METRICS_PORT", "port", maximum=65535),
             max_concurrency=_number(environment, "COG_MAX_CONCURRENCY", "predictions")
             or DEFAULT_MAX_CONCURRENCY,
         )
@@ -122,13 +122,15 @@ def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...])
     return value
 
 
-def _number(environment: Mapping[str, str], name: str, unit: str, most: int = 10**12) -> int | None:
+def _number(
+    environment: Mapping[str, str], name: str, unit: str, maximum: int = 10**12
+) -> int | None:
     value = _text(environment, name)
     if value is None:
         return None
-    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:20]) <= most):
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:20]) <= maximum):
         raise SettingError(
-            f"{name} is {value[:40]!r}; give a whole number ({unit}), from 1 to {most:,}"
+            f"{name} is {value[:40]!r}; give a whole number ({unit}), from 1 to {maximum:,}"
         )
     return int(value)
 

@@ -165,7 +165,7 @@ def embed_query(client: Client, query: str) -> tuple[str | Image.Image, npt.NDAr
 
 
 def _preview(path: Path) -> Image.Image:
-    """Open a picture for the contact sheet; a grey square if it cannot be opened."""
+    """Open a picture for the contact sheet; a gray square if it cannot be opened."""
     if path.suffix.lower() in (".heic", ".heif"):
         import pillow_heif
 

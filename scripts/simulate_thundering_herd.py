@@ -215,7 +215,9 @@ def main() -> None:
     )
     parser.add_argument("replicas", nargs="*", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--spread", type=float, default=0.0, help="seconds between first and last")
-    parser.add_argument("--streams", type=int, default=16, help="requests in flight per replica")
+    parser.add_argument(
+        "--streams", type=int, default=Scenario.streams, help="requests in flight per replica"
+    )
     parser.add_argument(
         "--attempts", type=int, default=BUSY_RETRY.attempts, help="of a request that is refused"
     )

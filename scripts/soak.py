@@ -131,7 +131,7 @@ async def soak(server: CogServer, cases: list[Case], count: int) -> Results:
             progress.update()
 
     limits = httpx.Limits(max_connections=CONCURRENCY)
-    # trust_env: a proxy in the environment is not for this machine.
+    # trust_env: ignore proxies in the environment, since the server is on loopback.
     async with httpx.AsyncClient(
         base_url=server.url, limits=limits, trust_env=False, timeout=TIMEOUT
     ) as http:

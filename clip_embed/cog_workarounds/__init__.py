@@ -35,9 +35,9 @@ REGISTER = (
         test="tests/service/test_cog_boundary.py::test_output_is_sent_as_one_message",
     ),
     Workaround(
-        symptom="image URIs are downloaded and decoded before `predict`: from any address, without"
-        " a limit, beyond cancellation, into files that stay, and in threads that are interrupted"
-        " at any point when a client hangs up, until the event loop hangs",
+        symptom="Cog downloads and decodes images before `predict`: from any address, without a"
+        " limit of size; cancellation does not stop it; files remain; a client that hangs up"
+        " interrupts the thread at any point, and the event loop can hang",
         seen_in="0.23.1",
         source="coglet: input.rs, prepare_input; cancel.rs. cog.types: URLPath.convert, URLFile",
         code="clip_embed/cog_workarounds/worker.py, activate: Path.validate",
@@ -51,8 +51,8 @@ REGISTER = (
         test="tests/service/test_attacks.py::test_5000_predictions_leave_nothing",
     ),
     Workaround(
-        symptom="a prediction whose directories cannot be made takes its slot with it (full disk,"
-        " read-only root, an id that is no file name); without slots the server is BUSY for ever",
+        symptom="the slot of a prediction is lost if its directory cannot be made (full disk,"
+        " read-only root, an id that is not a file name); without slots the server stays BUSY",
         seen_in="0.23.1",
         source="coglet: service.rs, predict; permit/pool.rs, Drop of PermitInUse",
         code="clip_embed/cog_workarounds/lost_slots.py; check_writable in"

@@ -19,14 +19,14 @@ from collections.abc import Callable
 log = logging.getLogger("clip_embed.cog")
 
 DRAIN_SECONDS = 25.0
-"""Longest delay of the exit: Kubernetes kills after 30 s."""
+"""Longest delay of the exit. Kubernetes' default grace period is 30 s."""
 
 WEBHOOK_SECONDS = 1.0
-"""Time for the last webhook, after no prediction has been running for as long."""
+"""Seconds without a running prediction before the exit, so that the last webhook is sent."""
 
 POLL_SECONDS = 0.5
 
-_ENDLESS = (
+_UNFINISHED_REQUEST = (
     b"POST /predictions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: 2\r\n\r\n{"
 )
@@ -40,9 +40,9 @@ def start_draining_on_exit(port: int, running: Callable[[], int]) -> None:
 def _delay_exit(port: int, running: Callable[[], int]) -> None:
     try:
         request = socket.create_connection(("127.0.0.1", port), 5)
-        request.sendall(_ENDLESS)
+        request.sendall(_UNFINISHED_REQUEST)
     except OSError as error:
-        # It listens on one other address only.
+        # The server does not listen on 127.0.0.1.
         log.warning("asynchronous predictions are dropped on SIGTERM: %s", error)
         return
     with request:

@@ -1,8 +1,8 @@
 """Notice that Cog has lost prediction slots, and end the process so that it is restarted.
 
 Cog 0.23.1 loses the slot of a prediction whose directory it cannot make: on a full disk, or for an
-id that no file system accepts. When all are lost, it answers 409 to everybody for ever. Seen from
-its worker, that is a server that says BUSY while few predictions are running.
+id that no file system accepts. When all are lost, every request gets 409, for ever. Its worker
+sees a server that is BUSY while few predictions are running.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 log = logging.getLogger("clip_embed.cog")
 
 CHECK_SECONDS = 15.0
-CHECKS = 2
+CONSECUTIVE_CHECKS = 2
 """Checks in a row that must find slots lost: a slot is taken just before its prediction runs."""
 
 FINISH_SECONDS = 10.0
@@ -29,7 +29,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopba
 
 
 class LostSlots:
-    """Watches Cog's HTTP server. lost: whether it has lost half of its slots."""
+    """Watches Cog's HTTP server. lost: whether it has lost more than half of its slots."""
 
     def __init__(self, url: str, slots: int, running: Callable[[], int]) -> None:
         """url: of the server. slots: in all. running: the number of predictions that run now."""
@@ -44,7 +44,7 @@ class LostSlots:
 
     def _watch(self) -> None:
         found = 0
-        while found < CHECKS:
+        while found < CONSECUTIVE_CHECKS:
             time.sleep(CHECK_SECONDS)
             found = found + 1 if self._are_lost() else 0
         self.lost = True

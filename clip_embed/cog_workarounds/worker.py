@@ -1,4 +1,5 @@
-"""Switch the workarounds on in Cog's worker. Elsewhere, as in tests, every method does nothing."""
+"""Activate the workarounds in Cog's worker. In other processes nothing is started, and `output`
+returns a plain list."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class CogWorker:
     """The workarounds of this process. Make one at the beginning of setup."""
 
     def __init__(self) -> None:
-        """Raises SettingError if Cog could not serve a prediction here."""
+        """Check that Cog can write its directories. Raises SettingError."""
         # cog.yaml sets it for Cog's HTTP server, which runs by now. obstore obeys it too, and may
         # use every core.
         os.environ.pop("TOKIO_WORKER_THREADS", None)
@@ -36,11 +37,11 @@ class CogWorker:
         self._lost_slots: LostSlots | None = None
 
     def activate(self, slots: int) -> None:
-        """Call it at the end of setup. slots: predictions that Cog lets in at once."""
+        """Start the workarounds that need a finished setup. slots: predictions allowed at once."""
         if not self._active:
             return
         # Cog would download and decode images itself, in threads that it interrupts at any point
-        # when a client hangs up. It gets nothing to do: `predict` receives the string.
+        # when a client hangs up. Replaced, so that `predict` receives the string.
         Path.validate = staticmethod(lambda value: value)
         prediction_dirs.start_sweeping()
         port = int(os.environ.get("PORT", "5000"))
@@ -60,7 +61,7 @@ class CogWorker:
 
     @property
     def is_healthy(self) -> bool:
-        """False if Cog's server can no longer serve."""
+        """Return whether Cog's server can still serve."""
         return self._lost_slots is None or not self._lost_slots.lost
 
     def output(self, vector: npt.NDArray[np.float32]) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from clip_embed.inputs.tiff_samples import GraySamples
+from clip_embed.inputs.tiff_fixes import GraySamples
 
 # EXIF orientation → the operation that makes the image upright.
 # Source: CIPA DC-008 (EXIF 2.32), tag 0x0112.

@@ -1,11 +1,7 @@
-"""Download an image from a URL that a stranger sent: within limits, and from public hosts only.
+"""Download an image from a client's URL, within limits and from public addresses only.
 
-Everything is asynchronous, so that a download ends when its prediction is cancelled, and an unnamed
-temporary file holds what is too large for memory, so that no way out leaves anything behind.
-
-Addresses are checked on the connection that is made: a host name is resolved once, here, and the
-socket is opened to an address that has passed (`_PublicBackend`). A check before a request would be
-void, since a second resolution may give another address (DNS rebinding).
+Everything is asynchronous, so that a download ends when its prediction is canceled. Bodies of more
+than MEMORY_BYTES go to an unnamed temporary file, so no file remains, however the download ends.
 """
 
 from __future__ import annotations
@@ -13,25 +9,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import re
-import socket
 import ssl
 import tempfile
 import time
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import certifi
 import httpcore
 import requests
 
-from clip_embed.errors import BusyError, DownloadError
+from clip_embed.errors import DownloadError
+from clip_embed.inputs.public_address import (
+    AddressCheckingBackend,
+    NoAllowedAddressError,
+    is_public,
+    literal_address,
+)
 
 CONNECT_SECONDS = 5.0
 RESPONSE_SECONDS = 15.0
@@ -40,8 +40,8 @@ RESPONSE_SECONDS = 15.0
 IDLE_SECONDS = 10.0
 """Timeout between two parts of a response."""
 
-SLOW_SECONDS, SLOW_RATE = 5.0, 10_000
-"""After so many seconds a download ends whose mean rate is below so many bytes per second."""
+MIN_RATE_AFTER_SECONDS, MIN_BYTES_PER_SECOND = 5.0, 10_000
+"""A body that is slower on average is given up, after so many seconds."""
 
 MAX_REDIRECTS = 5
 MAX_URL_LENGTH = 16_384
@@ -53,16 +53,8 @@ MEMORY_BYTES = 4 * 2**20
 DECODED_CHUNK = 2**20
 """Bytes that are decompressed at a time."""
 
-_SEND_AGAIN = "send the image itself as a data: URI"
+_WAY_OUT = "send the image itself as a data: URI"
 _REDIRECTS = {301, 302, 303, 307, 308}
-
-# Not private by their numbers, but operated for the machine's own cloud or network.
-_NOT_PUBLIC = [
-    ipaddress.ip_network(network)
-    for network in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23")
-]
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 
 
 def is_http_url(value: str) -> bool:
@@ -70,39 +62,15 @@ def is_http_url(value: str) -> bool:
     return value[:20].lstrip().lower().startswith(("http://", "https://"))
 
 
-def is_public(address: str) -> bool:
-    """Return whether an IP address is globally routable, also the IPv4 address inside an IPv6 one.
-
-    False for what is not an IP address.
-    """
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour
-        if parsed in _NAT64:
-            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        if parsed not in _GLOBAL_UNICAST:
-            return False
-    return (
-        parsed.is_global
-        and not parsed.is_multicast
-        and not any(parsed in network for network in _NOT_PUBLIC)
-    )
-
-
 @dataclass(frozen=True)
 class DownloadLimits:
     """bytes: of the decoded body. seconds: for one image, redirects included. downloads: at once.
-    hosts: "public", "any" or "none"."""
+    addresses: "public", "any" or "none"."""
 
     bytes: int
     seconds: float
     downloads: int
-    hosts: str = "public"
+    addresses: str = "public"
 
 
 @dataclass(frozen=True)
@@ -136,17 +104,18 @@ class ImageDownloader:
         return self._running
 
     async def download(self, url: str) -> Download:
-        """Download `url`. Raises DownloadError, and BusyError if too many downloads are running."""
-        name = name_of(url)
-        if self._limits.hosts == "none":
+        """Download `url`. Raises DownloadError, also if too many downloads are running."""
+        name = file_name_of(url)
+        if self._limits.addresses == "none":
             raise DownloadError(
-                f"{name}: this service downloads no images (CLIP_IMAGE_URLS=none); {_SEND_AGAIN}",
+                f"{name}: this service downloads no images (CLIP_IMAGE_URLS=none); {_WAY_OUT}",
                 "disabled",
             )
         if self._running >= self._limits.downloads:
-            raise BusyError(
+            raise DownloadError(
                 f"{name}: {self._running} images are being downloaded, as many as this service"
-                f" downloads at once; try again soon, or {_SEND_AGAIN}"
+                f" downloads at once; try again soon, or {_WAY_OUT}",
+                "busy",
             )
         self._running += 1
         try:
@@ -155,7 +124,7 @@ class ImageDownloader:
         except TimeoutError as error:
             raise DownloadError(
                 f"{name} did not arrive within {self._limits.seconds:g} s"
-                f" (CLIP_IMAGE_URL_SECONDS); {_SEND_AGAIN}",
+                f" (CLIP_IMAGE_URL_SECONDS); {_WAY_OUT}",
                 "time",
             ) from error
         finally:
@@ -202,13 +171,13 @@ class ImageDownloader:
                         extensions={"timeout": timeouts},
                     )
                 )
-        except _NotPublicError as error:
+        except NoAllowedAddressError as error:
             raise DownloadError(
-                f"{name}: {_host(parts)} has no public internet address; {_SEND_AGAIN}", "address"
+                f"{name}: {_host(parts)} has no public internet address; {_WAY_OUT}", "address"
             ) from error
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise DownloadError(
-                f"{name}: {_host(parts)} did not respond in time; {_SEND_AGAIN}", "time"
+                f"{name}: {_host(parts)} did not respond in time; {_WAY_OUT}", "time"
             ) from error
         except (OSError, httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise _connection_error(error, parts, name) from error
@@ -225,14 +194,14 @@ class ImageDownloader:
             )
         proxies = requests.utils.get_environ_proxies(parts.geturl(), no_proxy=None)
         proxy = requests.utils.select_proxy(parts.geturl(), proxies)
-        public_only = self._limits.hosts == "public"
+        public_only = self._limits.addresses == "public"
         if proxy:
             # The proxy resolves the name, so only an address can be checked here.
-            literal = _literal_address(host)
+            literal = literal_address(host)
             if public_only and (host == "localhost" or (literal and not is_public(literal))):
-                raise _NotPublicError
+                raise NoAllowedAddressError
             return _proxy_pool(proxy, self._ssl)
-        backend = _PublicBackend(self._resolver, public_only)
+        backend = AddressCheckingBackend(self._resolver, public_only)
         return httpcore.AsyncConnectionPool(self._ssl, network_backend=backend)
 
     async def _receive(self, response: httpcore.Response, name: str) -> Download:
@@ -240,32 +209,32 @@ class ImageDownloader:
         if response.status != 200:
             raise DownloadError(
                 f"{name} cannot be downloaded: its server answers HTTP {response.status};"
-                f" check the URL, or {_SEND_AGAIN}",
+                f" check the URL, or {_WAY_OUT}",
                 "http_status",
             )
         length = _header(response, b"content-length")
         if length.isdecimal() and int(length) > self._limits.bytes:
             raise self._too_large(name)
-        file, size = _UnnamedFile(), 0
+        file, size = _SpooledBody(), 0
         try:
-            async for chunk in _decoded(self._paced(response, name), response, name):
+            async for chunk in _decoded(self._require_minimum_rate(response, name), response, name):
                 size += len(chunk)
                 if size > self._limits.bytes:
                     raise self._too_large(name)
                 file.write(chunk)
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise DownloadError(
-                f"{name} stopped arriving after {size:,} bytes; {_SEND_AGAIN}", "time"
+                f"{name} stopped arriving after {size:,} bytes; {_WAY_OUT}", "time"
             ) from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise DownloadError(
                 f"{name} is incomplete: its server closed the connection after {size:,} bytes;"
-                f" {_SEND_AGAIN}",
+                f" {_WAY_OUT}",
                 "connection",
             ) from error
         except zlib.error as error:
             raise DownloadError(
-                f"{name} arrives with a damaged Content-Encoding; {_SEND_AGAIN}", "encoding"
+                f"{name} arrives with a damaged Content-Encoding; {_WAY_OUT}", "encoding"
             ) from error
         except OSError as error:
             raise DownloadError(
@@ -281,23 +250,28 @@ class ImageDownloader:
             "size",
         )
 
-    async def _paced(self, response: httpcore.Response, name: str) -> AsyncIterator[bytes]:
+    async def _require_minimum_rate(
+        self, response: httpcore.Response, name: str
+    ) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises DownloadError if it is too slow to be of use."""
         started, received = time.monotonic(), 0
         async for chunk in response.aiter_stream():
             received += len(chunk)
             seconds = time.monotonic() - started
-            if seconds > SLOW_SECONDS and received < SLOW_RATE * seconds:
+            if seconds > MIN_RATE_AFTER_SECONDS and received < MIN_BYTES_PER_SECOND * seconds:
                 raise DownloadError(
                     f"{name} arrives at {received / seconds:,.0f} bytes per second, too slowly;"
-                    f" {_SEND_AGAIN}",
+                    f" {_WAY_OUT}",
                     "time",
                 )
             yield chunk
 
 
-class _UnnamedFile:
-    """Collects bytes in memory, and in a file without a name when there are many."""
+class _SpooledBody:
+    """Collects bytes in memory, and in an unnamed file when there are many.
+
+    `tempfile.SpooledTemporaryFile` would not do: its `fileno` writes a small body to disk, too.
+    """
 
     def __init__(self) -> None:
         self._memory: BytesIO | None = BytesIO()
@@ -316,63 +290,6 @@ class _UnnamedFile:
         self._file.flush()
         self._file.seek(0)
         return self._file
-
-
-class _NotPublicError(Exception):
-    """No address of the host is public, or it has none."""
-
-
-class _PublicBackend(httpcore.AsyncNetworkBackend):
-    """Opens TCP connections to addresses that have been checked."""
-
-    def __init__(self, resolver: ThreadPoolExecutor, public_only: bool) -> None:
-        self._resolver = resolver
-        self._public_only = public_only
-        self._backend = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of `host` that is allowed and answers."""
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._resolver, _resolve, host, port
-            )
-        except (OSError, UnicodeError):
-            # One answer for both: an internal name must not be told from one that does not exist.
-            raise _NotPublicError from None
-        addresses = [address for address in found if not self._public_only or is_public(address)]
-        failure: Exception = _NotPublicError()
-        for address in addresses:
-            try:
-                return await self._backend.connect_tcp(
-                    address, port, timeout, local_address, socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def _literal_address(host: str) -> str | None:
-    """Return the IP address that `host` writes, in any notation; None if it is a name."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433
-    except (OSError, UnicodeError):
-        return None
 
 
 def _make_ssl_context() -> ssl.SSLContext:
@@ -395,8 +312,8 @@ def _split(url: str, name: str) -> urllib.parse.SplitResult:
     if len(url) > MAX_URL_LENGTH:
         raise DownloadError(
             f"{name}: its URL has {len(url):,} characters; the limit is {MAX_URL_LENGTH:,};"
-            f" {_SEND_AGAIN}",
-            "scheme",
+            f" {_WAY_OUT}",
+            "url",
         )
     prepared = requests.PreparedRequest()
     try:
@@ -407,13 +324,13 @@ def _split(url: str, name: str) -> urllib.parse.SplitResult:
         valid = False
     if not valid:
         raise DownloadError(
-            f"{name}: only http:// and https:// URLs are downloaded; {_SEND_AGAIN}", "scheme"
+            f"{name}: only http:// and https:// URLs are downloaded; {_WAY_OUT}", "scheme"
         )
     return parts
 
 
 def _host(parts: urllib.parse.SplitResult) -> str:
-    """Return the host for messages: a name of more than 253 characters is none (RFC 1035)."""
+    """Return the host for messages, cut to the longest valid name (RFC 1035)."""
     return (parts.hostname or "")[:253]
 
 
@@ -442,7 +359,7 @@ async def _decoded(
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise DownloadError(
             f"{name} is sent with Content-Encoding {encoding[:40]!r}, which was not asked for;"
-            f" {_SEND_AGAIN}",
+            f" {_WAY_OUT}",
             "encoding",
         )
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
@@ -462,17 +379,17 @@ def _connection_error(
         if isinstance(cause, ssl.SSLCertVerificationError):
             return DownloadError(
                 f"{name}: the certificate of {_host(parts)} is not valid"
-                f" ({cause.verify_message}); {_SEND_AGAIN}",
+                f" ({cause.verify_message}); {_WAY_OUT}",
                 "tls",
             )
         cause = cause.__cause__ or cause.__context__
     return DownloadError(
-        f"{name}: no HTTP response came from {_host(parts)}; check the URL, or {_SEND_AGAIN}",
+        f"{name}: no HTTP response came from {_host(parts)}; check the URL, or {_WAY_OUT}",
         "connection",
     )
 
 
-def name_of(url: str) -> str:
+def file_name_of(url: str) -> str:
     """Return the last part of a URL's path for messages: printable, at most 80 characters."""
     try:
         path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)

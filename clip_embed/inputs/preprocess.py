@@ -25,20 +25,20 @@ import pillow_heif
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clip_embed.errors import ImageError, ModelError
-from clip_embed.inputs import color, container, container_png, decode_limits
-from clip_embed.inputs.container_jpeg import complete_jpeg
+from clip_embed.inputs import color, decode_limits, png_chunks, truncation
 from clip_embed.inputs.fast_jpeg import (
     can_decode_at_quarter,
     decode_at_quarter,
     halve_if_very_large,
 )
+from clip_embed.inputs.jpeg_end_marker import append_missing_eoi
 from clip_embed.inputs.resize import resize_and_center_crop
-from clip_embed.inputs.tiff_samples import (
+from clip_embed.inputs.tiff_fixes import (
     KIND_TAGS,
     describe_kind,
     fix_tiff,
     gray_samples,
-    is_ordinary,
+    is_8_bit,
 )
 from clip_embed.settings import DEFAULT_MAX_IMAGE_PIXELS
 
@@ -155,7 +155,7 @@ def _preprocess(
     try:
         return _preprocess_whole(file, config, max_pixels, fast_jpeg, name)
     except OSError:  # an ordinary JPEG never comes here, so it costs nothing
-        completed = _complete_jpeg(file)
+        completed = _append_missing_eoi(file)
         if completed is None:
             raise
         return _preprocess_whole(completed, config, max_pixels, fast_jpeg, name)
@@ -165,7 +165,7 @@ def _preprocess_whole(
     file: BinaryIO, config: PreprocessConfig, max_pixels: int, fast_jpeg: bool, name: str
 ) -> Pixels:
     """Preprocess an open file that is whole. Raises ImageError, or whatever Pillow raises."""
-    file, frame = _prepare_container(file, name)
+    file, frame = _check_container(file, name)
     with Image.open(file, formats=FORMATS) as image:
         _check_size(image, name, max_pixels)
         _check_decoding_cost(image, file, name, max_pixels)
@@ -182,7 +182,7 @@ def _preprocess_whole(
     return Pixels(np.asarray(square, dtype=np.uint8), width, height)
 
 
-def _prepare_container(
+def _check_container(
     file: BinaryIO, name: str
 ) -> tuple[BinaryIO, tuple[int, int, int, int] | None]:
     """Check that a file is whole. Return what Pillow is to read, and the first frame of a WebP.
@@ -194,18 +194,18 @@ def _prepare_container(
     file.seek(0)
     beginning = file.read(12)
     file.seek(0)
-    is_png, is_webp = beginning.startswith(container_png.SIGNATURE), beginning[8:] == b"WEBP"
+    is_png, is_webp = beginning.startswith(png_chunks.SIGNATURE), beginning[8:] == b"WEBP"
     if not is_png and not is_webp and beginning[4:8] != b"ftyp":
         return file, None
     with _content(file) as data:
         if is_png:
-            return container_png.hide_unused_chunks(file, data, name), None
-        if cut := container.find_cut(data):
+            return png_chunks.drop_unused_chunks(file, data, name), None
+        if cut := truncation.find_truncation(data):
             raise ImageError(f"{name} is incomplete: {cut}; send the whole file")
-        return file, container.webp_first_frame(data) if is_webp else None
+        return file, truncation.webp_first_frame(data) if is_webp else None
 
 
-def _complete_jpeg(file: BinaryIO) -> BinaryIO | None:
+def _append_missing_eoi(file: BinaryIO) -> BinaryIO | None:
     """Return a JPEG that lacks only its last marker with that marker, None for any other file."""
     file.seek(0)
     if file.read(2) != b"\xff\xd8":
@@ -214,7 +214,7 @@ def _complete_jpeg(file: BinaryIO) -> BinaryIO | None:
     if file.read(2) == b"\xff\xd9":
         return None
     file.seek(0)
-    return complete_jpeg(file.read())
+    return append_missing_eoi(file.read())
 
 
 def _load_upright(
@@ -231,7 +231,7 @@ def _load_upright(
     color.fix_png_transparency(image)
     samples = gray_samples(image)
     if image.format == "TIFF":
-        if cut := container.find_tiff_cut(image.tag_v2, file.seek(0, os.SEEK_END)):  # type: ignore[attr-defined]
+        if cut := truncation.find_tiff_truncation(image.tag_v2, file.seek(0, os.SEEK_END)):  # type: ignore[attr-defined]
             raise ImageError(f"{name} is incomplete: {cut}; send the whole file")
         fix_tiff(image, name)
     elif image.format == "GIF" and image.tile:
@@ -328,6 +328,6 @@ def _describe_tiff(file: BinaryIO, name: str) -> str | None:
     """Name the kind of a TIFF that Pillow cannot open, None if its tags cannot be read."""
     with _content(file) as data, contextlib.suppress(struct.error):
         tags = decode_limits.read_tiff_tags(data, KIND_TAGS)
-        if tags and not is_ordinary(tags):
+        if tags and not is_8_bit(tags):
             return describe_kind(tags, name)
     return None

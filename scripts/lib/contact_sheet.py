@@ -22,7 +22,7 @@ CELL_SIZE = 68  # of the heat map
 SCALE_WIDTH = 240  # of the heat map's color scale
 INK, FAINT_INK, PAPER, BACKGROUND = "#1b1f24", "#68707a", "#ffffff", "#f4f5f7"
 EXPECTED_FRAME = "#2da44e"
-# Color scale from low to high. Brightness rises with the value, so it also works in greyscale.
+# Color scale from low to high. Brightness rises with the value, so it also works in grayscale.
 COLOR_SCALE = np.array(
     [(36, 18, 74), (68, 60, 130), (46, 110, 142), (36, 158, 137), (122, 204, 92), (250, 230, 60)]
 )

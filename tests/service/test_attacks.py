@@ -1,4 +1,4 @@
-"""What strangers send to the real server: it stays READY, answers others, and leaves no file."""
+"""Send hostile requests to the real server: it stays READY, answers others, and leaves no file."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def test_private_address_is_refused(host: str, target: CogServer, web: HostileWe
     attack(target, f"redirect to {host}", redirect, sentence, 5)
 
 
-def test_text_is_answered_while_downloads_hold_all_they_may(
+def test_text_is_answered_while_downloads_use_their_share_of_slots(
     target: CogServer, web: HostileWebServer
 ) -> None:
     """64 clients send the URL of a trickle, and hang up after 3 s. Meanwhile texts are answered
     within a second, and further downloads are refused at once."""
 
-    async def stranger(http: httpx.AsyncClient) -> str:
+    async def slow_client(http: httpx.AsyncClient) -> str:
         try:
             response = await http.post(
                 "/predictions", json={"input": {"image": f"{web.url}/trickle"}}, timeout=3
@@ -129,7 +129,7 @@ def test_text_is_answered_while_downloads_hold_all_they_may(
             return "hung up"
         return "busy" if "try again soon" in response.text else response.text
 
-    async def customer(http: httpx.AsyncClient) -> float:
+    async def text_client(http: httpx.AsyncClient) -> float:
         while web.open < 48:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # for the refusals of the other 16
@@ -145,8 +145,8 @@ def test_text_is_answered_while_downloads_hold_all_they_may(
     async def all_of_them() -> tuple[collections.Counter[str], float]:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=target.url, limits=limits, trust_env=False) as http:
-            slowest = asyncio.create_task(customer(http))
-            outcomes = await asyncio.gather(*(stranger(http) for _ in range(64)))
+            slowest = asyncio.create_task(text_client(http))
+            outcomes = await asyncio.gather(*(slow_client(http) for _ in range(64)))
             return collections.Counter(outcomes), await slowest
 
     begin = time.monotonic()
@@ -197,9 +197,9 @@ def test_data_uri_over_the_limit_is_refused(target: CogServer) -> None:
     attack(target, label, uri, "image is 12,000,000 bytes; the limit is 10,000,000", 5)
 
 
-def test_5000_predictions_leave_nothing(target: CogServer, tiny_model: Path) -> None:
+def test_5000_predictions_leave_nothing(tiny_model: Path) -> None:
     """No directory of Cog's is left, memory does not grow, and no thread or file stays open."""
-    predictor = f"{ROOT / 'tests' / 'helpers' / 'impatient_predict.py'}:Predictor"
+    predictor = f"{ROOT / 'tests' / 'helpers' / 'short_intervals_predict.py'}:Predictor"
     with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, predictor=predictor) as server:
         server.wait_ready()
         begin = time.monotonic()

@@ -20,7 +20,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.result_tables import ATTACKS
 from tests.service.conftest import Webhooks
 
-IMPATIENT = f"{ROOT / 'tests' / 'helpers' / 'impatient_predict.py'}:Predictor"
+SHORT_INTERVALS = f"{ROOT / 'tests' / 'helpers' / 'short_intervals_predict.py'}:Predictor"
 TRICKLE_SECONDS = 3
 
 
@@ -116,7 +116,7 @@ def test_server_that_lost_its_slots_ends(tiny_model: Path) -> None:
     refused for ever. The process ends with an error, so that it is restarted, and serves again."""
     begin = time.monotonic()
     for attempt in range(2):
-        with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, predictor=IMPATIENT) as server:
+        with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, predictor=SHORT_INTERVALS) as server:
             server.wait_ready()
             assert server.predict(text="a red bicycle")["status"] == "succeeded"
             if attempt == 1:  # the restart
@@ -177,7 +177,7 @@ def test_full_disk_ends_the_server_and_the_restart_works(tiny_model: Path) -> No
     wrapper = small_tmp("size=8m,nr_inodes=120")
     begin = time.monotonic()
     with CogServer(
-        {"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper, predictor=IMPATIENT
+        {"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper, predictor=SHORT_INTERVALS
     ) as server:
         server.wait_ready()
         assert server.process is not None

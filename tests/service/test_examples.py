@@ -284,7 +284,7 @@ def test_api_example_returns_the_vector(world: World, directory: Path, example: 
         body = world.webhook_bodies.get(timeout=60)
         assert body["status"] == "succeeded"
         if not example.replicate:
-            assert f'"{body["id"]}"' in example.code
+            assert f"/predictions/{body['id']}" in example.code
         vector = body["output"]
         assert world.webhook_bodies.empty()
     else:

@@ -110,7 +110,7 @@ USER = 1000
 """Any but root. The manifest leaves the choice open."""
 
 CACHE = "/srv"
-"""Stands for /cache, which this machine lacks."""
+"""Stands for /cache: the root is read-only, so no such directory can be made."""
 
 
 def security_context() -> tuple[str, ...]:

@@ -522,11 +522,15 @@ def test_gray_with_associated_alpha_is_laid_on_white() -> None:
 @pytest.mark.parametrize(
     ("tags", "kind", "way_out"),
     [
-        ({BITS: 10, PHOTOMETRIC: 1}, "10 bits per sample of gray", "8 or 16 bits"),
-        ({BITS: 12, PHOTOMETRIC: 0}, "12 bits per sample of gray where 0 is white", "8 or 16 bits"),
+        ({BITS: 10, PHOTOMETRIC: 1}, "10 bits per sample of grayscale", "8 or 16 bits"),
+        (
+            {BITS: 12, PHOTOMETRIC: 0},
+            "12 bits per sample of grayscale (WhiteIsZero)",
+            "8 or 16 bits",
+        ),
         (
             {BITS: 64, PHOTOMETRIC: 1, SAMPLE_FORMAT: 3},
-            "64 bits per floating-point sample of gray",
+            "64 bits per floating-point sample of grayscale",
             "8 or 16 bits",
         ),
         (
@@ -541,22 +545,22 @@ def test_gray_with_associated_alpha_is_laid_on_white() -> None:
         ),
         (
             {BITS: [8] * 2, PHOTOMETRIC: 1, SAMPLES: 2, PLANES: 2, EXTRA: 2, **DEFLATE},
-            "8 bits per sample of gray with extra samples in separate planes",
+            "8 bits per sample of grayscale with extra samples in separate planes",
             "",
         ),
         (
             {PHOTOMETRIC: 1, COMPRESSION: 50_002},
-            "8 bits per sample of gray in compression 50002",
+            "8 bits per sample of grayscale in compression 50002",
             "",
         ),
         (
             {PHOTOMETRIC: 1, COMPRESSION: 50_001},
-            "8 bits per sample of gray in compression 50001",
+            "8 bits per sample of grayscale in compression 50001",
             "",
         ),
         (
             {BITS: [1] * 3, PHOTOMETRIC: 2, SAMPLES: 3},
-            "1 bits per sample of RGB",
+            "1 bit per sample of RGB",
             "8 or 16 bits",
         ),
     ],

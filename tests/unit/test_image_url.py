@@ -19,16 +19,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from clip_embed.errors import BusyError, DownloadError
-from clip_embed.inputs import image_url
+from clip_embed.errors import DownloadError
+from clip_embed.inputs import image_url, public_address
 from clip_embed.inputs.image_url import (
     MAX_REDIRECTS,
     Download,
     DownloadLimits,
     ImageDownloader,
-    is_public,
-    name_of,
+    file_name_of,
 )
+from clip_embed.inputs.public_address import is_public
 from scripts.lib.hostile_web_server import PICTURE, HostileWebServer
 
 
@@ -45,9 +45,11 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def downloader(hosts: str = "any", seconds: float = 20, **limits: Any) -> ImageDownloader:
+def downloader(addresses: str = "any", seconds: float = 20, **limits: Any) -> ImageDownloader:
     chosen = {"bytes": 1_000_000, "downloads": 4, **limits}
-    return ImageDownloader(DownloadLimits(hosts=hosts, seconds=seconds, **chosen), "tests/1")
+    return ImageDownloader(
+        DownloadLimits(addresses=addresses, seconds=seconds, **chosen), "tests/1"
+    )
 
 
 def download(url: str, **limits: Any) -> Download:
@@ -117,13 +119,13 @@ def test_body_over_the_limit_is_refused(path: str, web: HostileWebServer) -> Non
 def test_bomb_is_decoded_in_pieces(web: HostileWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much a chunk holds, no piece is larger than DECODED_CHUNK."""
     sizes: list[int] = []
-    write = image_url._UnnamedFile.write
+    write = image_url._SpooledBody.write
 
-    def watched(file: image_url._UnnamedFile, data: bytes) -> None:
+    def watched(file: image_url._SpooledBody, data: bytes) -> None:
         sizes.append(len(data))
         write(file, data)
 
-    monkeypatch.setattr(image_url._UnnamedFile, "write", watched)
+    monkeypatch.setattr(image_url._SpooledBody, "write", watched)
     refusal(f"{web.url}/bomb", bytes=50_000_000)
     assert max(sizes) <= image_url.DECODED_CHUNK
     assert sum(sizes) <= 50_000_000
@@ -145,7 +147,7 @@ def test_slow_head_has_a_deadline(web: HostileWebServer, monkeypatch: pytest.Mon
 
 
 def test_slow_body_ends_early(web: HostileWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_url, "SLOW_SECONDS", 0.4)
+    monkeypatch.setattr(image_url, "MIN_RATE_AFTER_SECONDS", 0.4)
     error = refusal(f"{web.url}/trickle")
     assert re.match(r"trickle arrives at \d bytes per second, too slowly; ", str(error))
 
@@ -157,13 +159,15 @@ def test_silent_body_ends_early(web: HostileWebServer, monkeypatch: pytest.Monke
 
 
 def test_further_downloads_are_refused_while_as_many_as_allowed_run(web: HostileWebServer) -> None:
-    """One that is cancelled makes room at once, and its connection is closed."""
+    """One that is canceled makes room at once, and its connection is closed."""
 
     async def run() -> None:
         downloads = downloader(downloads=2)
         slow = [asyncio.create_task(downloads.download(f"{web.url}/trickle")) for _ in range(2)]
         await asyncio.sleep(0.3)
-        with pytest.raises(BusyError, match=r"^picture\.png: 2 images are being downloaded, as"):
+        with pytest.raises(
+            DownloadError, match=r"^picture\.png: 2 images are being downloaded, as"
+        ):
             await downloads.download(f"{web.url}/picture.png")
         slow[0].cancel()
         await asyncio.wait(slow[:1])
@@ -230,7 +234,7 @@ def test_very_long_url_is_refused() -> None:
 
 def test_downloads_can_be_switched_off(web: HostileWebServer) -> None:
     count = len(web.requests)
-    assert "CLIP_IMAGE_URLS=none" in str(refusal(f"{web.url}/picture.png", hosts="none"))
+    assert "CLIP_IMAGE_URLS=none" in str(refusal(f"{web.url}/picture.png", addresses="none"))
     assert len(web.requests) == count
 
 
@@ -246,7 +250,7 @@ def test_downloads_can_be_switched_off(web: HostileWebServer) -> None:
     ],
 )
 def test_name_is_the_last_part_of_the_url(url: str, name: str) -> None:
-    assert name_of(url) == name
+    assert file_name_of(url) == name
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +329,7 @@ def test_private_host_is_refused_before_a_connection(host: str, web: HostileWebS
     """In every notation, and with one sentence, whether the port is open or closed."""
     count = len(web.requests)
     messages = {
-        str(refusal(f"http://{host}:{port}/a.png", hosts="public")) for port in (web.port, 1)
+        str(refusal(f"http://{host}:{port}/a.png", addresses="public")) for port in (web.port, 1)
     }
     assert len(web.requests) == count
     assert len(messages) == 1
@@ -343,7 +347,7 @@ def test_unknown_name_and_private_name_are_refused_alike(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     private, unknown = (
-        str(refusal(f"http://{host}/a", hosts="public"))
+        str(refusal(f"http://{host}/a", addresses="public"))
         for host in ("private.example", "unknown.example")
     )
     assert private.replace("private", "unknown") == unknown
@@ -352,14 +356,14 @@ def test_unknown_name_and_private_name_are_refused_alike(monkeypatch: pytest.Mon
 @pytest.fixture
 def only_127_0_0_1_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one loopback address stand for the internet, and others for what must not be reached."""
-    monkeypatch.setattr(image_url, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(public_address, "is_public", lambda address: address == "127.0.0.1")
 
 
 @pytest.mark.usefixtures("only_127_0_0_1_is_public")
 def test_redirect_to_a_private_host_is_refused(web: HostileWebServer) -> None:
     with HostileWebServer("127.0.0.2") as private:
         for target in (private.url, f"http://2130706434:{private.port}"):
-            error = refusal(f"{web.url}/redirect?{target}/picture.png", hosts="public")
+            error = refusal(f"{web.url}/redirect?{target}/picture.png", addresses="public")
             assert "has no public internet address" in str(error)
         assert not private.requests
 
@@ -378,7 +382,7 @@ def test_host_is_resolved_once(web: HostileWebServer, monkeypatch: pytest.Monkey
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    done = download(f"http://rebinding.example:{web.port}/picture.png", hosts="public")
+    done = download(f"http://rebinding.example:{web.port}/picture.png", addresses="public")
     assert done.size == len(PICTURE)
     assert resolved == ["rebinding.example"]
 
@@ -388,8 +392,8 @@ def test_public_address_of_a_host_with_both_is_used(
     web: HostileWebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [(socket.AF_INET, 1, 6, "", (host, web.port)) for host in ("127.0.0.2", "127.0.0.1")]
-    monkeypatch.setattr(image_url, "_resolve", lambda host, port: [a[4][0] for a in both])
-    assert download(f"http://both.example:{web.port}/a", hosts="public").size == len(PICTURE)
+    monkeypatch.setattr(public_address, "_resolve", lambda host, port: [a[4][0] for a in both])
+    assert download(f"http://both.example:{web.port}/a", addresses="public").size == len(PICTURE)
 
 
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/a", "file:///etc/passwd", "gopher://a/"])
@@ -411,12 +415,12 @@ def test_proxy_of_the_environment_is_used(
 ) -> None:
     """The proxy resolves names, so only an address in the URL can be refused here."""
     monkeypatch.setenv("http_proxy", web.url)
-    done = download("http://images.example/picture.png", hosts="public")
+    done = download("http://images.example/picture.png", addresses="public")
     assert done.size == len(PICTURE)
     assert web.paths[-1] == "http://images.example/picture.png"
     count = len(web.requests)
     for host in ("10.0.0.1", "2130706433", "localhost", "[::1]"):
-        error = refusal(f"http://{host}:8080/a.png", hosts="public")
+        error = refusal(f"http://{host}:8080/a.png", addresses="public")
         assert "has no public internet address" in str(error)
     assert len(web.requests) == count
 

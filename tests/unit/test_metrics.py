@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import weights
-from clip_embed.errors import BusyError, DownloadError, SettingError, TextError
+from clip_embed.errors import DownloadError, SettingError, TextError
 from clip_embed.metrics import Observer, PrometheusMetrics, make_observer
 from clip_embed.service import Service
 from clip_embed.settings import Settings
@@ -54,7 +54,7 @@ def test_predictions_are_counted(service: Service) -> None:
                 await service.embed_image(f"{web.url}/status-404")
             slow = asyncio.create_task(service.embed_image(f"{web.url}/trickle"))
             await asyncio.sleep(0.2)
-            assert scrape(SETTINGS.metrics_port or 0)["clip_embed_downloads"] == 1
+            assert scrape(SETTINGS.metrics_port or 0)["clip_embed_downloads_in_progress"] == 1
             slow.cancel()
             await asyncio.wait([slow])
 
@@ -71,8 +71,8 @@ def test_predictions_are_counted(service: Service) -> None:
     assert samples[stage % ("image", "download")] == 1
     assert samples[stage % ("image", "prepare")] == 2
     assert samples['clip_embed_batch_size_sum{kind="text"}'] == 3
-    assert samples['clip_embed_image_url_refusals_total{reason="http_status"}'] == 1
-    assert samples["clip_embed_downloads"] == samples["clip_embed_queue_depth"] == 0
+    assert samples['clip_embed_image_download_failures_total{reason="http_status"}'] == 1
+    assert samples["clip_embed_downloads_in_progress"] == samples["clip_embed_queue_depth"] == 0
 
 
 def test_start_is_measured(service: Service) -> None:
@@ -83,15 +83,11 @@ def test_start_is_measured(service: Service) -> None:
     assert samples["clip_embed_pull_seconds"] > 0
 
 
-def test_busy_is_an_outcome_of_its_own() -> None:
+def test_fault_is_counted_as_failed() -> None:
     metrics = PrometheusMetrics(port := free_port())
-    with pytest.raises(BusyError), metrics.prediction("image"):
-        raise BusyError("busy")
     with pytest.raises(RuntimeError), metrics.prediction("image"):
         raise RuntimeError("a fault")
-    samples = scrape(port)
-    assert samples['clip_embed_predictions_total{kind="image",outcome="busy"}'] == 1
-    assert samples['clip_embed_predictions_total{kind="image",outcome="failed"}'] == 1
+    assert scrape(port)['clip_embed_predictions_total{kind="image",outcome="failed"}'] == 1
 
 
 def test_port_that_is_taken_is_an_error() -> None:

@@ -47,6 +47,12 @@ def test_settings_are_read_from_the_environment() -> None:
     )
 
 
+def test_default_concurrency_is_that_of_the_image() -> None:
+    """Cog reads it from `@concurrent` in predict.py."""
+    [limit] = re.findall(r"@concurrent\(max=(\d+)\)", (ROOT / "predict.py").read_text())
+    assert int(limit) == Settings().max_concurrency
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_blank_variable_counts_as_unset(setting: Setting) -> None:
     assert Settings.from_environment({setting.name: "  "}) == Settings()

@@ -214,7 +214,7 @@ def at_the_limit() -> Images:
     yield "alpha.tif", encode(flat, "TIFF", compression="tiff_adobe_deflate"), VECTOR
     yield "cmyk.jpg", encode(Image.new("CMYK", flat.size, (9, 99, 9, 9)), "JPEG"), VECTOR
     yield "progressive.jpg", encode(flat.convert("RGB"), "JPEG", progressive=True), VECTOR
-    yield "grey16.png", png(16, 0, b"\x55\xaa" * side, size=flat.size), VECTOR
+    yield "gray16.png", png(16, 0, b"\x55\xaa" * side, size=flat.size), VECTOR
     yield "palette.gif", encode(Image.new("P", flat.size), "GIF"), VECTOR
     yield (
         "float.tif",
@@ -366,7 +366,7 @@ def print_colors() -> Images:
         after_start(plain("jpg"), segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")),
         VECTOR,
     )
-    yield "grey.jpg", encode(scene().convert("L"), "JPEG"), VECTOR
+    yield "gray.jpg", encode(scene().convert("L"), "JPEG"), VECTOR
     yield "ycbcr.tif", encode(scene().convert("YCbCr"), "TIFF"), VECTOR
     yield "lab.tif", encode(scene().convert("LAB"), "TIFF"), VECTOR
     yield "cmyk.tif", encode(scene().convert("CMYK"), "TIFF"), VECTOR
@@ -376,7 +376,7 @@ def print_colors() -> Images:
 def depths() -> Images:
     """Generate samples of more or fewer than eight bits, floats and NaN included."""
     for depth in (1, 2, 4, 8, 16):
-        yield f"grey{depth}.png", png(depth, 0, b"\x5a" * (8 * depth)), VECTOR
+        yield f"gray{depth}.png", png(depth, 0, b"\x5a" * (8 * depth)), VECTOR
     for depth in (1, 2, 4, 8):
         row, colors = (
             b"\x5a" * (8 * depth),
@@ -416,10 +416,10 @@ def transparency() -> Images:
     yield "palette-too-long.png", png(8, 3, row, palette, chunk(b"tRNS", bytes(300))), REFUSED
     yield "beyond-the-palette.png", png(8, 3, bytes([200]) * 64, palette), VECTOR
     yield "no-palette.png", png(8, 3, row), REFUSED
-    yield "palette-in-grey.png", png(8, 0, row, palette), VECTOR
+    yield "palette-in-gray.png", png(8, 0, row, palette), VECTOR
     for depth in (1, 2, 4, 8, 16):
         key = chunk(b"tRNS", b"\0\1")
-        yield f"key-grey{depth}.png", png(depth, 0, b"\x11" * (8 * depth), key), VECTOR
+        yield f"key-gray{depth}.png", png(depth, 0, b"\x11" * (8 * depth), key), VECTOR
     for depth in (8, 16):
         key = chunk(b"tRNS", struct.pack(">3H", 17, 17, 17))
         yield f"key-rgb{depth}.png", png(depth, 2, b"\x11" * (24 * depth), key), VECTOR
@@ -431,7 +431,7 @@ def transparency() -> Images:
     control = gif.index(b"\x21\xf9")
     yield "index.gif", gif, VECTOR
     yield "index-255.gif", gif[: control + 6] + b"\xff" + gif[control + 7 :], VECTOR
-    yield "grey-alpha.tif", encode(scene().convert("LA"), "TIFF"), VECTOR
+    yield "gray-alpha.tif", encode(scene().convert("LA"), "TIFF"), VECTOR
     yield "alpha.heic", encode(scene().convert("RGBA"), "HEIF"), VECTOR
     yield "alpha.avif", encode(scene().convert("RGBA"), "AVIF", speed=10), VECTOR
 
@@ -439,22 +439,22 @@ def transparency() -> Images:
 def structure() -> Images:
     """Generate files with wrong, missing, repeated or misplaced parts."""
     idat, end = chunk(b"IDAT", zlib.compress(bytes(65 * 64))), chunk(b"IEND", b"")
-    grey = header(64, 64, 8, 0)
+    gray = header(64, 64, 8, 0)
     for name, content, expected in (
-        ("wrong-crc", PNG + grey + chunk(b"IDAT", zlib.compress(bytes(65 * 64)), 1) + end, REFUSED),
-        ("wrong-gamma-crc", PNG + grey + chunk(b"gAMA", bytes(4), 1) + idat + end, VECTOR),
-        ("wrong-header-crc", PNG + grey[:-1] + b"\0" + idat + end, REFUSED),
-        ("no-end", PNG + grey + idat, VECTOR),
-        ("no-pixels", PNG + grey + end, REFUSED),
-        ("header-twice", PNG + grey + header(32, 32, 8, 0) + idat + end, EITHER),
-        ("trailing", PNG + grey + idat + end + b"trailing" * 99, VECTOR),
-        ("unknown", PNG + grey + chunk(b"abCd", b"?") + idat + end, VECTOR),
-        ("unknown-critical", PNG + grey + chunk(b"ABCD", b"?") + idat + end, VECTOR),
-        ("too-few-rows", PNG + grey + chunk(b"IDAT", zlib.compress(bytes(650))) + end, EITHER),
-        ("not-deflated", PNG + grey + chunk(b"IDAT", bytes(999)) + end, REFUSED),
+        ("wrong-crc", PNG + gray + chunk(b"IDAT", zlib.compress(bytes(65 * 64)), 1) + end, REFUSED),
+        ("wrong-gamma-crc", PNG + gray + chunk(b"gAMA", bytes(4), 1) + idat + end, VECTOR),
+        ("wrong-header-crc", PNG + gray[:-1] + b"\0" + idat + end, REFUSED),
+        ("no-end", PNG + gray + idat, VECTOR),
+        ("no-pixels", PNG + gray + end, REFUSED),
+        ("header-twice", PNG + gray + header(32, 32, 8, 0) + idat + end, EITHER),
+        ("trailing", PNG + gray + idat + end + b"trailing" * 99, VECTOR),
+        ("unknown", PNG + gray + chunk(b"abCd", b"?") + idat + end, VECTOR),
+        ("unknown-critical", PNG + gray + chunk(b"ABCD", b"?") + idat + end, VECTOR),
+        ("too-few-rows", PNG + gray + chunk(b"IDAT", zlib.compress(bytes(650))) + end, EITHER),
+        ("not-deflated", PNG + gray + chunk(b"IDAT", bytes(999)) + end, REFUSED),
         ("interlaced", PNG + header(64, 64, 8, 0, 1) + idat + end, REFUSED),
-        ("filter-9", PNG + grey + chunk(b"IDAT", zlib.compress(b"\x09" * 4160)) + end, REFUSED),
-        ("long-chunk", PNG + grey + struct.pack(">I", 2**31) + b"IDAT", REFUSED),
+        ("filter-9", PNG + gray + chunk(b"IDAT", zlib.compress(b"\x09" * 4160)) + end, REFUSED),
+        ("long-chunk", PNG + gray + struct.pack(">I", 2**31) + b"IDAT", REFUSED),
     ):
         yield f"{name}.png", content, expected
     jpeg = plain("jpg")

@@ -23,7 +23,7 @@ _FILLERS = (b"\xa5\x3c" * 16, b"\x5a\xc3" * 16)
 _ROWS = 256  # to compare at once
 
 
-def complete_jpeg(data: bytes) -> io.BytesIO | None:
+def append_missing_eoi(data: bytes) -> io.BytesIO | None:
     """Return a JPEG with the marker that it lacks, None if it lacks more or nothing.
 
     It lacks no data if all scans are there and the pixels are the same whatever bits or restart

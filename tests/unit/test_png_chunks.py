@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from clip_embed.errors import ImageError
-from clip_embed.inputs.container_png import hide_unused_chunks
+from clip_embed.inputs.png_chunks import drop_unused_chunks
 from clip_embed.inputs.preprocess import preprocess_image
 from tests.helpers.bad_inputs.files import PNG, chunk, encode
 from tests.helpers.sample_images import CONFIG, assert_equal, scene
@@ -104,7 +104,7 @@ def test_orientation_and_transparency_are_kept() -> None:
 
 def test_png_without_other_chunks_is_read_directly() -> None:
     file = BytesIO(PLAIN)
-    assert hide_unused_chunks(file, PLAIN, "image") is file
+    assert drop_unused_chunks(file, PLAIN, "image") is file
 
 
 def test_parts_read_like_a_file() -> None:
@@ -112,7 +112,7 @@ def test_parts_read_like_a_file() -> None:
     info.add_text("key", "value")
     data = encode(scene(), "PNG", pnginfo=info, dpi=(72, 72))
     for size in (1, 7, 4096, -1):
-        parts = hide_unused_chunks(BytesIO(data), data, "image")
+        parts = drop_unused_chunks(BytesIO(data), data, "image")
         pieces = iter(lambda size=size, file=parts: file.read(size), b"")  # type: ignore[misc]
         assert b"".join(pieces) == PLAIN
         assert parts.tell() == len(PLAIN) == parts.seek(0, 2)
@@ -126,4 +126,4 @@ def test_png_of_very_many_chunks_is_refused() -> None:
     chunk = b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")
     data = PLAIN[:33] + chunk * 100_001 + PLAIN[33:]
     with pytest.raises(ImageError, match=r"^image consists of more than 100,000 chunks; save it"):
-        hide_unused_chunks(BytesIO(data), data, "image")
+        drop_unused_chunks(BytesIO(data), data, "image")

@@ -1,9 +1,9 @@
-"""Detect files that end too early, and find the first frame of an animated WebP.
+"""Detect image files that end too early, by the layout of their container.
 
-A decoder may fill the missing part of a cut file with a color of its own: libheif leaves the
-missing tiles of a HEIC grid green. The layout of the container says how long the file must be.
-Knows ISO/IEC 14496-12 (HEIC, AVIF), RIFF (WebP) and TIFF 6.0, and nothing of Pillow. Pillow itself
+A decoder may fill the missing part with a color of its own: libheif leaves the missing tiles of a
+HEIC grid green. Covers ISO/IEC 14496-12 (HEIC, AVIF), RIFF (WebP) and TIFF 6.0. Pillow itself
 refuses a JPEG, PNG, GIF, BMP or uncompressed TIFF that ends within the pixels of its first picture.
+Also finds the first frame of an animated WebP.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ _MAX_PARTS = 10_000
 _FROM_FILE, _FROM_IDAT = 0, 1
 
 
-def find_cut(data: Data) -> str | None:
+def find_truncation(data: Data) -> str | None:
     """Say where a HEIC, AVIF or WebP ends too early. None if it does not, or is of another kind.
 
     Bytes after the end are allowed. Reads headers only.
     """
     if data[4:8] == b"ftyp":
-        return _find_cut_boxes(data)
+        return _find_truncated_box(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _behind_end("its RIFF chunk", 8 + int.from_bytes(data[4:8], "little"), len(data))
+        return _describe_truncation(
+            "its RIFF chunk", 8 + int.from_bytes(data[4:8], "little"), len(data)
+        )
     return None
 
 
-def _behind_end(part: str, end: int, length: int) -> str | None:
+def _describe_truncation(part: str, end: int, length: int) -> str | None:
     return f"{part} ends at byte {end:,}, the file at byte {length:,}" if end > length else None
 
 
@@ -67,18 +69,18 @@ def _boxes(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         start += size
 
 
-def _find_cut_boxes(data: Data) -> str | None:
+def _find_truncated_box(data: Data) -> str | None:
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind in _PICTURE_BOXES and (
-            cut := _behind_end(f"its {kind.decode()} box", end, len(data))
+            cut := _describe_truncation(f"its {kind.decode()} box", end, len(data))
         ):
             return cut
-        if kind == b"meta" and (cut := _find_cut_items(data, start + 4, end)):
+        if kind == b"meta" and (cut := _find_truncated_item(data, start + 4, end)):
             return cut
     return None
 
 
-def _find_cut_items(data: Data, start: int, end: int) -> str | None:
+def _find_truncated_item(data: Data, start: int, end: int) -> str | None:
     """Check that the data of all items of a `meta` box is in the file."""
     parts = {kind: (first, last) for kind, first, last in _boxes(data, start, end)}
     first, last = parts.get(b"idat", (0, 0))
@@ -88,7 +90,7 @@ def _find_cut_items(data: Data, start: int, end: int) -> str | None:
         ends = _item_ends(data, *parts[b"iloc"])
         for method, item_end in itertools.islice(ends, _MAX_PARTS):
             length = {_FROM_FILE: len(data), _FROM_IDAT: last - first}[method]
-            if cut := _behind_end("the data of its pictures", item_end, length):
+            if cut := _describe_truncation("the data of its pictures", item_end, length):
                 return cut
     except struct.error:
         pass  # damaged, not cut: for the decoder to say
@@ -141,7 +143,7 @@ _COMPRESSION = 259
 _STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES = 273, 279, 324, 325
 
 
-def find_tiff_cut(tags: Mapping[int, object], length: int) -> str | None:
+def find_tiff_truncation(tags: Mapping[int, object], length: int) -> str | None:
     """Say where a compressed TIFF ends too early. None if it does not, or is not compressed.
 
     tags: of its first picture (TIFF 6.0, sections 8 and 15). length: of the file, in bytes. Some
@@ -154,7 +156,7 @@ def find_tiff_cut(tags: Mapping[int, object], length: int) -> str | None:
         starts, sizes = tags.get(offsets), tags.get(counts)
         if isinstance(starts, tuple) and isinstance(sizes, tuple):
             ends = map(sum, zip(starts, sizes, strict=False))
-            if cut := _behind_end("its last strip or tile", max(ends, default=0), length):
+            if cut := _describe_truncation("its last strip or tile", max(ends, default=0), length):
                 return cut
     return None
 

@@ -1,8 +1,9 @@
-"""Hide the chunks of a PNG that its pixels do not need, and check those that hold them.
+"""Drop the chunks of a PNG that do not affect its pixels, and verify the checksums of the others.
 
-Pillow 13 refuses a PNG with more than a megabyte of compressed text or color profile, or with a
-wrong checksum of any other chunk than the pixels': of those it checks none, and bits changed there
-can give other pixels. libpng does the opposite. Source: PNG Specification (Third Edition), 5.
+Pillow 13 does not verify the checksum of IDAT, where changed bits can give other pixels; but it
+refuses a wrong checksum in any other chunk, and more than a megabyte of compressed text or color
+profile. libpng ignores a chunk that is not critical if its checksum is wrong. Source: PNG
+Specification (Third Edition), 5.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _EXIF_AS_TEXT = b"Raw profile type exif\0"
 Data = bytes | memoryview | mmap.mmap
 
 
-def hide_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
+def drop_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
     """Return a file with the chunks of a PNG that matter: critical ones, transparency and EXIF.
 
     Chunks are left out, never changed. Those of an animation are left out, too: the default image
@@ -40,13 +41,13 @@ def hide_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
     than MAX_CHUNKS.
     """
     with memoryview(data) as view:  # its slices are no copies
-        parts = list(_parts(view, name))
+        parts = list(_kept_ranges(view, name))
     if len(parts) == 1:
         return file
-    return _Parts(file, parts)  # type: ignore[return-value]  # a BinaryIO as far as Pillow needs
+    return _RangesFile(file, parts)  # type: ignore[return-value]  # a BinaryIO as far as Pillow needs
 
 
-def _parts(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
+def _kept_ranges(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each run of bytes that matters, in order."""
     start, position = 0, len(SIGNATURE)
     for number in itertools.count(1):
@@ -62,7 +63,7 @@ def _parts(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
             break  # for Pillow to judge
         if kind == b"IDAT" and not _is_intact(data, position, end):
             raise ValueError("the checksum of its pixels is wrong")
-        if kind[:1].islower() and not _matters(data, kind, position, end):
+        if kind[:1].islower() and not _is_needed(data, kind, position, end):
             if position > start:
                 yield start, position
             start = end
@@ -73,7 +74,7 @@ def _parts(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
         yield start, len(data)
 
 
-def _matters(data: memoryview, kind: bytes, start: int, end: int) -> bool:
+def _is_needed(data: memoryview, kind: bytes, start: int, end: int) -> bool:
     """Return whether an ancillary chunk matters and is intact."""
     if kind in (b"tEXt", b"zTXt"):
         if data[start + 8 : start + 8 + len(_EXIF_AS_TEXT)] != _EXIF_AS_TEXT:
@@ -100,7 +101,7 @@ def _is_small(compressed: memoryview) -> bool:
     return not decompressor.unconsumed_tail
 
 
-class _Parts:
+class _RangesFile:
     """A file made of parts of another one, read in order. Has what Pillow's PNG reader uses."""
 
     def __init__(self, file: BinaryIO, parts: list[tuple[int, int]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clip_embed.errors import ImageError
-from clip_embed.inputs.container_jpeg import complete_jpeg, has_all_scans
+from clip_embed.inputs.jpeg_end_marker import append_missing_eoi, has_all_scans
 from clip_embed.inputs.preprocess import preprocess_image
 from tests.helpers.bad_inputs.files import encode, noise, plain, scene
 from tests.helpers.sample_images import CONFIG
@@ -57,9 +57,9 @@ def test_only_the_last_marker_may_be_missing(
 
 
 def test_jpeg_with_its_last_marker_or_of_another_format_is_not_completed() -> None:
-    assert complete_jpeg(plain("jpg")) is None
-    assert complete_jpeg(plain("png")) is None
-    assert complete_jpeg(b"\xff\xd8\xff") is None
+    assert append_missing_eoi(plain("jpg")) is None
+    assert append_missing_eoi(plain("png")) is None
+    assert append_missing_eoi(b"\xff\xd8\xff") is None
 
 
 def test_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
@@ -73,7 +73,7 @@ def test_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
         for end in (scan, before):
             if end > whole.index(b"\xff\xda"):
                 assert not has_all_scans(whole[:end])
-                assert complete_jpeg(whole[:end]) is None
+                assert append_missing_eoi(whole[:end]) is None
                 cuts += 1
     assert cuts >= 9
 

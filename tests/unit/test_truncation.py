@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from clip_embed.errors import ImageError
-from clip_embed.inputs.container import find_cut, find_tiff_cut, webp_first_frame
 from clip_embed.inputs.preprocess import preprocess_image
+from clip_embed.inputs.truncation import find_tiff_truncation, find_truncation, webp_first_frame
 from tests.helpers.bad_inputs.files import MEDIA_TYPES, encode, noise, plain, scene
 from tests.helpers.sample_images import CONFIG
 
@@ -55,11 +55,11 @@ def test_bytes_after_a_heic_or_avif_are_allowed(name: str) -> None:
 
 def test_box_sizes_of_64_bits_and_to_the_end_of_the_file_are_read() -> None:
     beginning = box(b"ftyp", b"heic")
-    assert find_cut(beginning + struct.pack(">I4s", 0, b"mdat") + bytes(9)) is None
+    assert find_truncation(beginning + struct.pack(">I4s", 0, b"mdat") + bytes(9)) is None
     large = beginning + struct.pack(">I4sQ", 1, b"mdat", 16 + 9) + bytes(9)
-    assert find_cut(large) is None
-    assert find_cut(large[:-1]) == "its mdat box ends at byte 37, the file at byte 36"
-    assert find_cut(beginning + struct.pack(">I4s", 1, b"mdat")) is not None
+    assert find_truncation(large) is None
+    assert find_truncation(large[:-1]) == "its mdat box ends at byte 37, the file at byte 36"
+    assert find_truncation(beginning + struct.pack(">I4s", 1, b"mdat")) is not None
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_data_of_a_picture_behind_the_end_is_found(version: int, item: bytes) ->
     location = box(b"iloc", bytes([version, 0, 0, 0, 0x44, 0]) + count + item)
     start = box(b"ftyp", b"heic") + box(b"meta", bytes(4) + location)
     start += struct.pack(">I4s", 0, b"mdat")
-    assert find_cut(start.ljust(149, b"\0")) is None
-    assert find_cut(start.ljust(148, b"\0")) == (
+    assert find_truncation(start.ljust(149, b"\0")) is None
+    assert find_truncation(start.ljust(148, b"\0")) == (
         "the data of its pictures ends at byte 149, the file at byte 148"
     )
 
@@ -86,15 +86,15 @@ def test_items_in_other_files_or_items_are_not_in_this_one() -> None:
     for method, reference in ((2, 0), (0, 1)):
         item = struct.pack(">HHHHII", 1, method, reference, 1, 50, 9_999)
         location = box(b"iloc", bytes([1, 0, 0, 0, 0x44, 0]) + struct.pack(">H", 1) + item)
-        assert find_cut(box(b"ftyp", b"heic") + box(b"meta", bytes(4) + location)) is None
+        assert find_truncation(box(b"ftyp", b"heic") + box(b"meta", bytes(4) + location)) is None
 
 
 def test_millions_of_declared_parts_take_no_time() -> None:
     """Extents without offset and length occupy no bytes."""
     items = struct.pack(">HHH", 1, 0, 65_535) * 65_535
     location = box(b"iloc", bytes(6) + struct.pack(">H", 65_535) + items)
-    assert find_cut(box(b"ftyp", b"heic") + box(b"meta", bytes(4) + location)) is None
-    assert find_cut(box(b"ftyp", b"heic") + box(b"free", b"") * 1_000_000) is None
+    assert find_truncation(box(b"ftyp", b"heic") + box(b"meta", bytes(4) + location)) is None
+    assert find_truncation(box(b"ftyp", b"heic") + box(b"free", b"") * 1_000_000) is None
 
 
 # --- the other formats ----------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_millions_of_declared_parts_take_no_time() -> None:
 def test_cut_webp_is_refused() -> None:
     with pytest.raises(ImageError, match=r"^image is incomplete: its RIFF chunk ends at byte "):
         preprocess_image(BytesIO(plain("webp")[:-2]), CONFIG)
-    assert find_cut(plain("webp") + b"more") is None
+    assert find_truncation(plain("webp") + b"more") is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -124,15 +124,15 @@ def test_file_cut_within_its_pixels_is_refused(extension: str) -> None:
 
 def test_compressed_strip_or_tile_behind_the_end_is_found() -> None:
     strips = {259: 5, 273: (8, 108), 279: (100, 50)}
-    assert find_tiff_cut(strips, 158) is None
+    assert find_tiff_truncation(strips, 158) is None
     cut = "its last strip or tile ends at byte 158, the file at byte 157"
-    assert find_tiff_cut(strips, 157) == cut
-    assert find_tiff_cut({259: 8, 324: (8, 108), 325: (100, 50)}, 157) == cut
+    assert find_tiff_truncation(strips, 157) == cut
+    assert find_tiff_truncation({259: 8, 324: (8, 108), 325: (100, 50)}, 157) == cut
 
 
 def test_uncompressed_strip_may_be_declared_too_long() -> None:
     """Old writers give the last strip the length of the others."""
-    assert find_tiff_cut({273: (8, 108), 279: (100, 100)}, 150) is None
+    assert find_tiff_truncation({273: (8, 108), 279: (100, 100)}, 150) is None
 
 
 # --- first frames ---------------------------------------------------------------------------

@@ -32,8 +32,8 @@ _SEPARATE_PLANES, _REVERSED_BITS = 2, 2
 _WHITE_IS_ZERO, _YCBCR = 0, 6
 _WEBP = 50_001  # the compression that the libtiff in Pillow's wheels lacks
 _COLORS = {
-    _WHITE_IS_ZERO: "gray where 0 is white",
-    1: "gray",
+    _WHITE_IS_ZERO: "grayscale (WhiteIsZero)",
+    1: "grayscale",
     2: "RGB",
     3: "palette colors",
     5: "CMYK",
@@ -49,7 +49,8 @@ _NUMBERS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 class GraySamples:
     """How the numbers of a gray image of more than 8 bits are meant.
 
-    bits: per sample, of integers; 32-bit ones count as 16. white_is_zero: a negative.
+    bits: per sample, of integers; 32-bit ones count as 16. white_is_zero: photometric
+    interpretation 0.
     """
 
     bits: int = 16
@@ -133,8 +134,9 @@ def describe_kind(tags: Mapping[int, Any], name: str) -> str:
     """Return the message for a TIFF of a kind that is not read. tags: those of KIND_TAGS."""
     bits, compression = _first(tags, _BITS_PER_SAMPLE, 1), _first(tags, _COMPRESSION, 1)
     number, color = _first(tags, _SAMPLE_FORMAT, 1), _first(tags, _PHOTOMETRIC, 0)
+    sample = f"{_NUMBERS[number]} sample" if number in _NUMBERS else "sample"
     words = [
-        f"with {bits} bits per {f'{_NUMBERS[number]} ' if number in _NUMBERS else ''}sample",
+        f"with {bits} {'bit' if bits == 1 else 'bits'} per {sample}",
         f"of {_COLORS.get(color, f'photometric interpretation {color}')}",
     ]
     if _EXTRA_SAMPLES in tags:
@@ -149,8 +151,8 @@ def describe_kind(tags: Mapping[int, Any], name: str) -> str:
     return f"{name} is a TIFF {' '.join(words)}, which this service cannot read; save it {way_out}"
 
 
-def is_ordinary(tags: Mapping[int, Any]) -> bool:
-    """Return whether Pillow reads this kind of TIFF: one that it refuses is damaged."""
+def is_8_bit(tags: Mapping[int, Any]) -> bool:
+    """Return whether this is 1- or 8-bit gray or RGB: one that Pillow refuses is damaged."""
     return (
         _first(tags, _BITS_PER_SAMPLE, 1) == 8
         and _first(tags, _SAMPLE_FORMAT, 1) == 1
