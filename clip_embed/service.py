@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,9 +273,9 @@ class Service:
             data = decode_data_uri(source.lstrip(), settings.max_image_bytes)
             file, name = BytesIO(data), "image"
         else:
-            raise ImageError(
-                f"image is {source[:80]!r}; send an http:// or https:// URL, or a data: URI"
-            )
+            scheme = re.match(r"[A-Za-z][\w.+-]{0,20}:", source)
+            what = f"starts with {scheme[0]!r}" if scheme else "is not a URL"  # may hold a secret
+            raise ImageError(f"image {what}; send an http:// or https:// URL, or a data: URI")
         # Closed here: if the prediction is canceled, its thread goes on reading for a while.
         with file:
             return preprocess_image(

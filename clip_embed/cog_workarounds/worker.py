@@ -16,7 +16,7 @@ from cog import Path
 
 from clip_embed.cog_workarounds import output, prediction_dirs
 from clip_embed.cog_workarounds.drain import start_draining_on_exit
-from clip_embed.cog_workarounds.lost_slots import LostSlots
+from clip_embed.cog_workarounds.lost_slots import LostSlots, PredictionCount
 
 LOG_PAUSE_SECONDS = 0.03
 
@@ -33,11 +33,11 @@ class CogWorker:
         if self._active:
             prediction_dirs.check_writable()
         self._one_message = self._active and output.one_message_stays_flat()
-        self._running = 0
+        self._predictions = PredictionCount()
         self._lost_slots: LostSlots | None = None
 
-    def activate(self, slots: int) -> None:
-        """Start the workarounds that need a finished setup. slots: predictions allowed at once."""
+    def activate(self) -> None:
+        """Start the workarounds that need a finished setup."""
         if not self._active:
             return
         # Cog would download and decode images itself, in threads that it interrupts at any point
@@ -45,19 +45,20 @@ class CogWorker:
         Path.validate = staticmethod(lambda value: value)
         prediction_dirs.start_sweeping()
         port = int(os.environ.get("PORT", "5000"))
-        start_draining_on_exit(port, lambda: self._running)
-        self._lost_slots = LostSlots(f"http://127.0.0.1:{port}", slots, lambda: self._running)
+        start_draining_on_exit(port, lambda: self._predictions.running)
+        self._lost_slots = LostSlots(f"http://127.0.0.1:{port}", self._predictions)
         self._lost_slots.start()
         time.sleep(LOG_PAUSE_SECONDS)  # lets the log of setup reach /health-check
 
     @contextlib.contextmanager
     def prediction(self) -> Iterator[None]:
         """Count a prediction as running."""
-        self._running += 1
+        self._predictions.running += 1
+        self._predictions.started += 1
         try:
             yield
         finally:
-            self._running -= 1
+            self._predictions.running -= 1
 
     @property
     def is_healthy(self) -> bool:

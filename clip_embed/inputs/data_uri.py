@@ -15,8 +15,12 @@ from clip_embed.errors import ImageError
 
 WAY_OUT = "send data:image/jpeg;base64, and then the file in base64"
 
+PIECE = 2**16
+"""Bytes whose escapes are resolved at a time."""
+
 _WHITE_SPACE = re.compile(r"\s+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -37,7 +41,7 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
     # ";base64".
     is_base64 = head.lower().replace(" ", "").endswith(";base64")
     if not is_base64 and not _BASE64.fullmatch(payload):
-        data = urllib.parse.unquote_to_bytes(payload)
+        data = _unescape(payload)
     else:
         data = _decode_base64(payload)
     if len(data) > max_bytes:
@@ -48,13 +52,27 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
     return data
 
 
+def _unescape(text: str) -> bytes:
+    """Resolve escapes such as %2B, a piece at a time: urllib makes an object of each."""
+    pieces, start = [], 0
+    data = text.encode("utf-8", "surrogatepass")
+    while start < len(data):
+        end = start + PIECE
+        last = data.rfind(b"%", end - 2, end)
+        if start < last and end < len(data):  # an escape that the end would split
+            end = last
+        pieces.append(urllib.parse.unquote_to_bytes(data[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
 def _decode_base64(payload: str) -> bytes:
     try:
         return binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):
         pass  # it may have white space, escapes, the URL-safe alphabet, or no padding
     if "%" in payload:
-        payload = urllib.parse.unquote(payload)
+        payload = _unescape(payload).decode("latin-1")
     payload = _WHITE_SPACE.sub("", payload).translate(_URL_SAFE)
     payload = payload.rstrip("=")
     if len(payload) % 4 == 1:
@@ -62,6 +80,6 @@ def _decode_base64(payload: str) -> bytes:
     try:
         return binascii.a2b_base64(payload + "=" * (-len(payload) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as error:
-        wrong = next((c for c in payload if not _BASE64.fullmatch(c)), None)
-        what = f"contains {wrong!r}" if wrong else str(error).lower()
+        wrong = _NOT_BASE64.search(payload)
+        what = f"contains {wrong[0]!r}" if wrong else str(error).lower()
         raise ImageError(f"image is a data: URI whose base64 {what}; {WAY_OUT}") from error

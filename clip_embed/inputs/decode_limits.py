@@ -15,6 +15,12 @@ from collections.abc import Collection
 MAX_SCANS = 100
 """Encoders write about ten scans. libtiff has the same limit for a JPEG inside a TIFF."""
 
+MAX_MARKERS = 10_000
+"""Segments that are looked at: each takes microseconds, and may be two bytes long."""
+
+MAX_TAGS = 65_535
+"""The most that a TIFF can hold; a BigTIFF could declare more."""
+
 # A marker with a segment after it: not a stuffed or fill byte, and none of the markers that stand
 # alone (TEM, RST0–7, SOI). Source: ITU-T T.81, B.1.1.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
@@ -29,18 +35,19 @@ _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 
 
 def count_jpeg_scans(data: bytes | memoryview | mmap.mmap) -> int:
-    """Count the scans of the first image of a JPEG, up to MAX_SCANS + 1.
+    """Count the scans of the first image of a JPEG, up to MAX_SCANS + 1, or MAX_MARKERS segments.
 
     Segments are skipped as a decoder skips them: scans of a thumbnail, or of a video behind the
     image, do not count, and a comment cannot hide one.
     """
     scans, position = 0, 2
-    while scans <= MAX_SCANS and (marker := _MARKER.search(data, position)):
-        if marker[1] == _END_OF_IMAGE:
-            break
+    for _ in range(MAX_MARKERS):
+        marker = _MARKER.search(data, position)
+        if marker is None or marker[1] == _END_OF_IMAGE or scans > MAX_SCANS:
+            return scans
         scans += marker[1] == _START_OF_SCAN
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
+    return MAX_SCANS + 1  # as good as too many: no encoder writes so many segments
 
 
 def read_tiff_tags(
@@ -60,7 +67,7 @@ def read_tiff_tags(
     [entries] = struct.unpack_from(order + count, data, start)
     start += struct.calcsize(f"={count}")
     tags: dict[int, tuple[int, ...]] = {}
-    for _ in range(entries):
+    for _ in range(min(entries, MAX_TAGS)):
         tag, kind, values = struct.unpack_from(order + entry, data, start)
         start += struct.calcsize(f"={entry}")
         if tag in wanted and tag not in tags:

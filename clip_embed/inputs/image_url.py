@@ -43,6 +43,10 @@ IDLE_SECONDS = 10.0
 MIN_RATE_AFTER_SECONDS, MIN_BYTES_PER_SECOND = 5.0, 10_000
 """A body that is slower on average is given up, after so many seconds."""
 
+MIN_MEAN_PART, MIN_PART_AFTER = 256, 1_000
+"""A body that comes in parts of fewer bytes on average is given up, after so many parts: each part
+costs a tenth of a millisecond."""
+
 MAX_REDIRECTS = 5
 MAX_URL_LENGTH = 16_384
 """In characters. Signed URLs have up to about 3,000."""
@@ -146,7 +150,7 @@ class ImageDownloader:
                 location = _header(response, b"location")
                 if response.status not in _REDIRECTS or not location:
                     return await self._receive(response, name)
-                url = urllib.parse.urljoin(url, location)
+                url = _redirect(parts, location, name)
         raise DownloadError(
             f"{name} is redirected more than {MAX_REDIRECTS} times; send its final URL", "redirects"
         )
@@ -254,10 +258,17 @@ class ImageDownloader:
         self, response: httpcore.Response, name: str
     ) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises DownloadError if it is too slow to be of use."""
-        started, received = time.monotonic(), 0
+        started, received, parts = time.monotonic(), 0, 0
         async for chunk in response.aiter_stream():
-            received += len(chunk)
+            received, parts = received + len(chunk), parts + 1
             seconds = time.monotonic() - started
+            if received > self._limits.bytes:
+                raise self._too_large(name)
+            if parts > MIN_PART_AFTER and received < MIN_MEAN_PART * parts:
+                raise DownloadError(
+                    f"{name} arrives in parts of {received // parts} bytes, too small; {_WAY_OUT}",
+                    "connection",
+                )
             if seconds > MIN_RATE_AFTER_SECONDS and received < MIN_BYTES_PER_SECOND * seconds:
                 raise DownloadError(
                     f"{name} arrives at {received / seconds:,.0f} bytes per second, too slowly;"
@@ -265,6 +276,7 @@ class ImageDownloader:
                     "time",
                 )
             yield chunk
+            await asyncio.sleep(0)  # parts that have arrived already would not let others run
 
 
 class _SpooledBody:
@@ -324,9 +336,19 @@ def _split(url: str, name: str) -> urllib.parse.SplitResult:
         valid = False
     if not valid:
         raise DownloadError(
-            f"{name}: only http:// and https:// URLs are downloaded; {_WAY_OUT}", "scheme"
+            f"{name}: only http:// and https:// URLs are downloaded; {_WAY_OUT}", "url"
         )
     return parts
+
+
+def _redirect(parts: urllib.parse.SplitResult, location: str, name: str) -> str:
+    """Return the URL that a redirect leads to. Raises DownloadError if it is malformed."""
+    try:
+        return urllib.parse.urljoin(parts.geturl(), location)
+    except ValueError as error:
+        raise DownloadError(
+            f"{name} is redirected to a malformed URL; send its final URL", "redirects"
+        ) from error
 
 
 def _host(parts: urllib.parse.SplitResult) -> str:
@@ -366,9 +388,11 @@ async def _decoded(
     async for chunk in body:
         while chunk:
             yield decoder.decompress(chunk, DECODED_CHUNK)
+            if decoder.eof:
+                return
             chunk = decoder.unconsumed_tail
-    if not decoder.eof:
-        raise zlib.error("incomplete")
+            await asyncio.sleep(0)
+    raise zlib.error("incomplete")
 
 
 def _connection_error(
@@ -390,12 +414,16 @@ def _connection_error(
 
 
 def file_name_of(url: str) -> str:
-    """Return the last part of a URL's path for messages: printable, at most 80 characters."""
+    """Return the last part of a URL's path for messages: printable, at most 80 characters.
+
+    Without what may be a secret: parameters after ";", and what precedes "@".
+    """
     try:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+        path = urllib.parse.urlsplit(url).path
     except ValueError:
         path = ""
-    name = re.sub(r"[^\w.()+@=~ -]", "_", path.rstrip("/").rpartition("/")[2])
+    name = path.partition(";")[0].rstrip("/").rpartition("/")[2].rpartition("@")[2]
+    name = re.sub(r"[^\w.()+=~ -]", "_", urllib.parse.unquote(name))
     if len(name) > 80:
         name = f"{name[:60]}…{name[-19:]}"
     return name or "image"

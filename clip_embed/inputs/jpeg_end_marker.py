@@ -12,6 +12,8 @@ import zlib
 
 from PIL import Image
 
+from clip_embed.inputs.decode_limits import MAX_MARKERS, MAX_SCANS
+
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # as in decode_limits.py
 _START_OF_FRAME, _START_OF_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
@@ -19,6 +21,8 @@ _START_OF_FRAME, _START_OF_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
 # Bits that may follow a complete file. Between them, and the zeros that libjpeg reads behind a
 # marker, the first missing bits have every value.
 _FILLERS = (b"\xa5\x3c" * 16, b"\x5a\xc3" * 16)
+
+_COMPONENTS = 4  # at most (B.2.3)
 
 _ROWS = 256  # to compare at once
 
@@ -51,23 +55,39 @@ def _next_restart(data: bytes) -> bytes:
 
 
 def has_all_scans(data: bytes) -> bool:
-    """Return whether the scans of a JPEG transmit every coefficient of every component in full."""
+    """Return whether the scans of a JPEG transmit every coefficient of every component in full.
+
+    False for more than MAX_SCANS scans or MAX_MARKERS segments, which would take long.
+    """
     missing: set[tuple[int, int]] = set()
-    seen_frame, position = False, 2
-    while marker := _MARKER.search(data, position):
+    seen_frame, position, scans = False, 2, 0
+    for _ in range(MAX_MARKERS):
+        marker = _MARKER.search(data, position)
+        if marker is None:
+            return seen_frame and not missing
         start = marker.end() + 2
         position = marker.end() + int.from_bytes(data[marker.end() : start], "big")
         segment = data[start:position]
-        if marker[1] in _START_OF_FRAME and len(segment) >= 6 + 3 * segment[5]:
+        if marker[1] in _START_OF_FRAME and len(segment) >= 6 and segment[5] <= _COMPONENTS:
             components = segment[6 : 6 + 3 * segment[5] : 3]
             missing = {(component, k) for component in components for k in range(64)}
             seen_frame = True
-        elif marker[1] == _START_OF_SCAN and segment and len(segment) >= 4 + 2 * segment[0]:
-            first, last, bits = segment[1 + 2 * segment[0] :][:3]
-            if bits & 15 == 0:  # the last bit of these coefficients
-                components = segment[1 : 1 + 2 * segment[0] : 2]
-                missing -= {(c, k) for c in components for k in range(first, last + 1)}
-    return seen_frame and not missing
+        elif marker[1] == _START_OF_SCAN:
+            scans += 1
+            if scans > MAX_SCANS:
+                return False
+            missing -= _completed(segment)
+    return False
+
+
+def _completed(scan: bytes) -> set[tuple[int, int]]:
+    """Return the component and index of each coefficient that a scan transmits to its last bit."""
+    if not scan or scan[0] > _COMPONENTS or len(scan) < 4 + 2 * scan[0]:
+        return set()
+    first, last, bits = scan[1 + 2 * scan[0] :][:3]
+    if bits & 15 or last > 63:
+        return set()
+    return {(c, k) for c in scan[1 : 1 + 2 * scan[0] : 2] for k in range(first, last + 1)}
 
 
 def _checksum(jpeg: bytes) -> int:

@@ -49,7 +49,7 @@ def drop_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
 
 def _kept_ranges(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each run of bytes that matters, in order."""
-    start, position = 0, len(SIGNATURE)
+    start, position, seen = 0, len(SIGNATURE), set[bytes]()
     for number in itertools.count(1):
         if position + 12 > len(data):
             break
@@ -63,10 +63,15 @@ def _kept_ranges(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
             break  # for Pillow to judge
         if kind == b"IDAT" and not _is_intact(data, position, end):
             raise ValueError("the checksum of its pixels is wrong")
-        if kind[:1].islower() and not _is_needed(data, kind, position, end):
-            if position > start:
-                yield start, position
-            start = end
+        if kind[:1].islower():
+            # The first of its kind counts, which also bounds the work.
+            is_first = _may_be_needed(data, kind, position) and kind not in seen
+            if is_first:
+                seen.add(kind)
+            if not is_first or not _is_usable(data, kind, position, end):
+                if position > start:
+                    yield start, position
+                start = end
         position = end
         if kind == b"IEND":
             break
@@ -74,16 +79,16 @@ def _kept_ranges(data: memoryview, name: str) -> Iterator[tuple[int, int]]:
         yield start, len(data)
 
 
-def _is_needed(data: memoryview, kind: bytes, start: int, end: int) -> bool:
-    """Return whether an ancillary chunk matters and is intact."""
+def _may_be_needed(data: memoryview, kind: bytes, start: int) -> bool:
+    """Return whether an ancillary chunk is transparency or EXIF."""
     if kind in (b"tEXt", b"zTXt"):
-        if data[start + 8 : start + 8 + len(_EXIF_AS_TEXT)] != _EXIF_AS_TEXT:
-            return False
-    elif kind not in (b"tRNS", b"eXIf"):
-        return False
-    if end - start > _TEXT_LIMIT:
-        return False
-    if not _is_intact(data, start, end):
+        return data[start + 8 : start + 8 + len(_EXIF_AS_TEXT)] == _EXIF_AS_TEXT
+    return kind in (b"tRNS", b"eXIf")
+
+
+def _is_usable(data: memoryview, kind: bytes, start: int, end: int) -> bool:
+    """Return whether an ancillary chunk is intact, and small also when it is decompressed."""
+    if end - start > _TEXT_LIMIT or not _is_intact(data, start, end):
         return False
     return kind != b"zTXt" or _is_small(data[start + 8 + len(_EXIF_AS_TEXT) + 1 : end - 4])
 

@@ -70,13 +70,16 @@ def _boxes(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
 
 
 def _find_truncated_box(data: Data) -> str | None:
+    has_items = False
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind in _PICTURE_BOXES and (
             cut := _describe_truncation(f"its {kind.decode()} box", end, len(data))
         ):
             return cut
-        if kind == b"meta" and (cut := _find_truncated_item(data, start + 4, end)):
-            return cut
+        if kind == b"meta" and not has_items:  # a file has one; more are not read
+            has_items = True
+            if cut := _find_truncated_item(data, start + 4, end):
+                return cut
     return None
 
 

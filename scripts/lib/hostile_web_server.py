@@ -128,6 +128,17 @@ class HostileWebServer:
             self._body(request, gzip.compress(PICTURE)[:-20], Content_Encoding="gzip")
         elif name == "brotli":
             self._body(request, PICTURE, Content_Encoding="br")
+        elif name == "small-parts":
+            self._head(request, 200, Transfer_Encoding="chunked")
+            request.wfile.write(b"1\r\na\r\n" * 100_000)
+        elif name == "gzip-tail":  # a complete member, and zeros without end
+            self._head(request, 200, Content_Encoding="gzip")
+            request.wfile.write(gzip.compress(PICTURE))
+            self._forever(lambda: request.wfile.write(bytes(2**16)), 0)
+        elif name == "empty-blocks":  # of deflate: bytes without end that decode to nothing
+            self._head(request, 200, Content_Encoding="deflate")
+            request.wfile.write(b"\x78\x9c")
+            self._forever(lambda: request.wfile.write(b"\0\0\0\xff\xff" * 10_000), 0)
         elif name == "closed":
             self._head(request, 200, Content_Length=str(len(PICTURE)))
             request.wfile.write(PICTURE[: len(PICTURE) // 2])

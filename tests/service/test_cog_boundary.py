@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import shutil
 import signal
@@ -130,6 +131,29 @@ def test_server_that_lost_its_slots_ends(tiny_model: Path) -> None:
             assert wait_until_exit(server, 20) == -signal.SIGKILL
     seconds = time.monotonic() - begin
     ATTACKS.append(("70 ids that are no file names", "ends, and is restarted", seconds, 0))
+
+
+def test_server_that_is_always_busy_goes_on(tiny_model: Path) -> None:
+    """With one slot and four clients that ask again and again, a check often finds it BUSY while
+    nothing is running."""
+    environment = {"CLIP_WEIGHTS": str(tiny_model), "COG_MAX_CONCURRENCY": "1"}
+    with CogServer(environment, predictor=SHORT_INTERVALS) as server:
+        server.wait_ready()
+        assert server.process is not None
+        end = time.monotonic() + 6
+
+        def client(_: int) -> list[int]:
+            statuses = []
+            with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http:
+                while time.monotonic() < end:
+                    response = http.post("/predictions", json={"input": {"text": "a"}})
+                    statuses.append(response.status_code)
+            return statuses
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            statuses = {status for some in pool.map(client, range(4)) for status in some}
+        assert statuses == {200, 409}
+        assert server.process.poll() is None
 
 
 def small_tmp(options: str) -> tuple[str, ...]:

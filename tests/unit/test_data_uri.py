@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import time
+import tracemalloc
 import urllib.parse
 
 import pytest
@@ -67,3 +69,31 @@ def test_data_uri_without_data_is_empty(uri: str) -> None:
 def test_data_uri_over_the_limit_is_refused() -> None:
     with pytest.raises(ImageError, match=r"^image is 770 bytes; the limit is 769 \(CLIP_MAX_IMAGE"):
         decode_data_uri(f"data:;base64,{PLAIN}", 769)
+
+
+@pytest.mark.parametrize("prefix", ["data:image/png,", "data:;base64,"])
+def test_escapes_take_little_memory(prefix: str) -> None:
+    """Resolving all escapes of a body at once took a hundred times its size."""
+    uri = prefix + "%41" * 1_000_000
+    tracemalloc.start()
+    try:
+        data = decode_data_uri(uri, 10**9)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert data in (b"A" * 1_000_000, bytes(750_000))
+    assert peak < 6 * len(uri)
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_escape_at_the_end_of_a_piece_is_whole(shift: int) -> None:
+    text = "x" * shift + "%C3%A9" * 20_000
+    decoded = decode_data_uri(f"data:,{text}%", 10**9)
+    assert decoded == b"x" * shift + "é".encode() * 20_000 + b"%"
+
+
+def test_wrong_character_after_many_is_found_at_once() -> None:
+    begin = time.process_time()
+    with pytest.raises(ImageError, match="contains '!'"):
+        decode_data_uri("data:;base64," + "A" * 20_000_000 + "!AAA", 10**9)
+    assert time.process_time() - begin < 2

@@ -10,7 +10,12 @@ import pytest
 from PIL import Image
 
 from clip_embed.inputs import decode_limits
-from clip_embed.inputs.decode_limits import count_jpeg_scans, read_tiff_tags, tiff_tile_size
+from clip_embed.inputs.decode_limits import (
+    MAX_SCANS,
+    count_jpeg_scans,
+    read_tiff_tags,
+    tiff_tile_size,
+)
 from tests.helpers.bad_inputs.files import (
     BYTE,
     LONG,
@@ -115,3 +120,8 @@ def test_tile_size_of_a_valid_tiff_is_read() -> None:
     with Image.open(BytesIO(tiled)) as opened:
         opened.load()
         assert opened.size == (40, 40)
+
+
+def test_very_many_segments_count_as_too_many_scans() -> None:
+    """Each takes microseconds, and may be two bytes long."""
+    assert count_jpeg_scans(b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000) > MAX_SCANS

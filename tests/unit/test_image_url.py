@@ -10,6 +10,7 @@ import re
 import socket
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -107,9 +108,9 @@ def test_login_is_sent_to_its_own_host_only(web: HostileWebServer) -> None:
 # --- limits ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["endless", "bomb", "large"])
+@pytest.mark.parametrize("path", ["endless", "bomb", "large", "empty-blocks"])
 def test_body_over_the_limit_is_refused(path: str, web: HostileWebServer) -> None:
-    """Bytes are counted after decoding."""
+    """Bytes are counted before and after decoding."""
     error = refusal(f"{web.url}/{path}")
     assert str(error).startswith(f"{path} is larger than 1,000,000 bytes (CLIP_MAX_IMAGE_BYTES);")
     assert error.reason == "size"
@@ -129,6 +130,32 @@ def test_bomb_is_decoded_in_pieces(web: HostileWebServer, monkeypatch: pytest.Mo
     refusal(f"{web.url}/bomb", bytes=50_000_000)
     assert max(sizes) <= image_url.DECODED_CHUNK
     assert sum(sizes) <= 50_000_000
+
+
+def test_body_in_tiny_parts_is_given_up(web: HostileWebServer) -> None:
+    """Each part costs time on the event loop."""
+    assert "small-parts arrives in parts of 1 bytes, too small;" in str(
+        refusal(f"{web.url}/small-parts")
+    )
+
+
+def test_download_lets_other_tasks_run(web: HostileWebServer) -> None:
+    """Also while parts have arrived already."""
+
+    async def run() -> int:
+        turns = 0
+        download = asyncio.create_task(downloader().download(f"{web.url}/small-parts"))
+        while not download.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(run()) > 1_000
+
+
+def test_bytes_after_a_gzip_member_are_not_read(web: HostileWebServer) -> None:
+    assert download(f"{web.url}/gzip-tail").file.read() == PICTURE
+    assert web.wait_until_idle(2)
 
 
 def test_download_has_a_deadline(web: HostileWebServer) -> None:
@@ -244,6 +271,9 @@ def test_downloads_can_be_switched_off(web: HostileWebServer) -> None:
         ("https://example.com/a/cat%20photo.jpg?size=1#x", "cat photo.jpg"),
         ("https://example.com/", "image"),
         ("https://user:secret@example.com", "image"),
+        ("https://user:pa/SECRET@example.com/", "example.com"),
+        ("https://example.com/a.jpg;sig=SECRET", "a.jpg"),
+        ("https://example.com/a.jpg?X-Goog-Signature=SECRET", "a.jpg"),
         ("https://example.com/%0a%1b[31mred", "__[31mred".replace("[", "_")),
         (f"https://example.com/{'x' * 100}.jpg", f"{'x' * 60}…{'x' * 15}.jpg"),
         ("https://[", "image"),
@@ -399,6 +429,20 @@ def test_public_address_of_a_host_with_both_is_used(
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/a", "file:///etc/passwd", "gopher://a/"])
 def test_redirect_to_another_scheme_is_refused(target: str, web: HostileWebServer) -> None:
     assert "only http:// and https://" in str(refusal(f"{web.url}/redirect?{target}"))
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://a]/", "http://a:99999/"])
+def test_malformed_redirect_is_an_error(target: str, web: HostileWebServer) -> None:
+    url = f"{web.url}/redirect?{urllib.parse.quote(target, safe='')}"
+    assert refusal(url).reason in ("redirects", "url")
+
+
+def test_login_with_odd_characters_is_never_quoted(web: HostileWebServer) -> None:
+    """urllib's errors quote the login."""
+    for login in ("us\uff20er:SECRET", "user:SEC\uff03RET", "user:SECRET%00"):
+        for path in ("status-404", f"redirect?{web.url}/status-404"):
+            error = refusal(f"http://{login}@127.0.0.1:{web.port}/{path}")
+            assert "SEC" not in str(error)
 
 
 def test_redirects_are_limited(web: HostileWebServer) -> None:

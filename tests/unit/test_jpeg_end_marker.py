@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -82,3 +84,11 @@ def test_fast_jpeg_completes_a_file_too() -> None:
     whole = encode(scene(), "JPEG")
     array = preprocess_image(BytesIO(whole[:-2]), CONFIG, fast_jpeg=True).array
     np.testing.assert_array_equal(array, preprocess_image(BytesIO(whole), CONFIG).array)
+
+
+def test_time_for_many_scans_is_bounded() -> None:
+    """A scan may claim 255 components, and a file may hold a scan in every few bytes."""
+    scan = b"\xff\xda" + struct.pack(">HB", 516, 255) + bytes(510) + b"\0\xff\0"
+    begin = time.process_time()
+    assert not has_all_scans(b"\xff\xd8" + scan * 20_000)
+    assert time.process_time() - begin < 1

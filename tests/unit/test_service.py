@@ -99,8 +99,11 @@ def test_bad_input_raises_and_the_service_goes_on(service: Service, tmp_path: Pa
         asyncio.run(service.embed_text(" \n"))
     with pytest.raises(ImageError, match=r"page\.jpg is an HTML page"):
         asyncio.run(service.embed_image(tmp_path / "page.jpg"))
-    with pytest.raises(ImageError, match="image is '/etc/passwd'; send an http"):
+    with pytest.raises(ImageError, match="image is not a URL; send an http"):
         asyncio.run(service.embed_image("/etc/passwd"))
+    with pytest.raises(ImageError, match=r"^image starts with 's3:'; send an http") as caught:
+        asyncio.run(service.embed_image("s3://KEY:SECRET@bucket/x.png?Signature=SECRET"))
+    assert "SECRET" not in str(caught.value)
     assert asyncio.run(service.embed_text("a red bicycle")).vector.shape == (768,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from io import BytesIO
 from typing import Any
 
@@ -179,3 +180,15 @@ def test_canvas_of_a_gif_is_white_outside_its_first_frame(transparency: dict[str
     assert (array[:, :32] == 255).all()
     assert (array[:, 96:] == 255).all()
     assert (array[64:] == 255).all()
+
+
+def test_time_for_many_boxes_is_bounded() -> None:
+    """One `meta` box is read: thousands may claim to hold the same thousands of extents."""
+    extents = 10_000
+    entry = struct.pack(">HHHH", 1, 0, extents, 0)
+    iloc = struct.pack(">IBBBBH", 0, 0, 0x11, 0x00, 0, 1)[:8] + struct.pack(">H", 1) + entry
+    children = box(b"iloc", iloc + bytes(2 * extents))
+    data = box(b"ftyp", b"heic" + bytes(4)) + box(b"meta", bytes(4) + children) * 200
+    begin = time.process_time()
+    find_truncation(data)
+    assert time.process_time() - begin < 1
