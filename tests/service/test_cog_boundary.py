@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import signal
@@ -197,29 +198,33 @@ def test_read_only_root_with_a_writable_tmp_works(tiny_model: Path) -> None:
 
 
 def test_full_disk_ends_the_server_and_the_restart_works(tiny_model: Path) -> None:
-    """Cog cannot make directories while /tmp is full, and so loses its slots."""
-    wrapper = small_tmp("size=8m,nr_inodes=120")
+    """Cog cannot make directories while /tmp is full, and so loses its slots. A restart fails with
+    one sentence while it is still full, and works when there is room again."""
     begin = time.monotonic()
-    with CogServer(
-        {"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper, predictor=SHORT_INTERVALS
-    ) as server:
+    environment = {"CLIP_WEIGHTS": str(tiny_model)}
+    wrapper = small_tmp("size=8m,nr_inodes=120")
+    with CogServer(environment, wrapper=wrapper, predictor=SHORT_INTERVALS) as server:
         server.wait_ready()
         assert server.process is not None
         tmp = Path(f"/proc/{server.process.pid}/root/tmp")
         assert server.predict(text="a red bicycle")["status"] == "succeeded"
-        for number in range(120):  # no inode is left
-            try:
+        with contextlib.suppress(OSError):  # no inode is left
+            for number in range(120):
                 (tmp / f"file-{number}").touch()
-            except OSError:
-                break
 
         def send(_: int) -> None:
             httpx.post(f"{server.url}/predictions", json={"input": {"text": "a"}}, trust_env=False)
 
         exhaust_slots(server, 70, send)
         assert wait_until_exit(server, 20) == -signal.SIGKILL
+    with CogServer(environment, wrapper=small_tmp("size=8m,nr_inodes=1")) as server:
+        assert server.wait()["status"] == "SETUP_FAILED"
+        assert "cannot be written to: No space left on device; Cog needs" in server.setup_log()
+    with CogServer(environment, wrapper=wrapper) as server:
+        server.wait_ready()
+        assert server.predict(text="a red bicycle")["status"] == "succeeded"
     seconds = time.monotonic() - begin
-    ATTACKS.append(("full disk", "ends, to be restarted", seconds, 0))
+    ATTACKS.append(("full disk, and room again", "ends, and is restarted", seconds, 0))
 
 
 # --- what clients get -----------------------------------------------------------------------
