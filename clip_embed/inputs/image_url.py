@@ -202,7 +202,8 @@ class ImageDownloader:
         if proxy:
             # The proxy resolves the name, so only an address can be checked here.
             literal = literal_address(host)
-            if public_only and (host == "localhost" or (literal and not is_public(literal))):
+            is_local = f".{host.rstrip('.')}".endswith(".localhost")
+            if public_only and (is_local or (literal and not is_public(literal))):
                 raise NoAllowedAddressError
             return _proxy_pool(proxy, self._ssl)
         backend = AddressCheckingBackend(self._resolver, public_only)
@@ -226,6 +227,7 @@ class ImageDownloader:
                 if size > self._limits.bytes:
                     raise self._too_large(name)
                 file.write(chunk)
+            return Download(file.finish(), name, size)
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise DownloadError(
                 f"{name} stopped arriving after {size:,} bytes; {_WAY_OUT}", "time"
@@ -245,7 +247,6 @@ class ImageDownloader:
                 f"{name} cannot be stored: {error.strerror}; try again later, or send it smaller",
                 "disk",
             ) from error
-        return Download(file.finish(), name, size)
 
     def _too_large(self, name: str) -> DownloadError:
         return DownloadError(

@@ -157,16 +157,11 @@ def test_server_that_is_always_busy_goes_on(tiny_model: Path) -> None:
         assert server.process.poll() is None
 
 
-def small_tmp(options: str) -> tuple[str, ...]:
-    """Return a command that runs another one with a /tmp of its own. Skips without permission."""
-    mount = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        f'mount -t tmpfs -o {options} none /tmp && exec "$@"',
-    ]
-    command = (*mount, "sh")
+def small_disk(options: str) -> tuple[str, ...]:
+    """Return a command that runs another one with a disk of its own at /tmp/coglet, where Cog makes
+    its directories. Skips without permission."""
+    script = f'mkdir -p /tmp/coglet && mount -t tmpfs -o {options} none /tmp/coglet && exec "$@"'
+    command = ("unshare", "--mount", "sh", "-c", script, "sh")
     if (
         shutil.which("unshare") is None
         or subprocess.run([*command, "true"], capture_output=True).returncode
@@ -178,19 +173,19 @@ def small_tmp(options: str) -> tuple[str, ...]:
 
 
 def test_read_only_root_fails_setup_with_one_sentence(tiny_model: Path) -> None:
-    wrapper = small_tmp("ro")
+    wrapper = small_disk("ro")
     with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, wrapper=wrapper) as server:
         begin = time.monotonic()
         assert server.wait()["status"] == "SETUP_FAILED"
         log = server.setup_log()
     assert "/tmp/coglet/predictions cannot be written to: Read-only file system; Cog needs" in log
     seconds = time.monotonic() - begin
-    ATTACKS.append(("read-only root without a /tmp", "setup fails, one sentence", seconds, 0))
+    ATTACKS.append(("read-only /tmp", "setup fails, one sentence", seconds, 0))
 
 
 def test_read_only_root_with_a_writable_tmp_works(tiny_model: Path) -> None:
     """Nothing but /tmp is written to: TMPDIR is read-only, too."""
-    wrapper = small_tmp("size=8m")
+    wrapper = small_disk("size=8m")
     environment = {"CLIP_WEIGHTS": str(tiny_model), "TMPDIR": "/proc"}
     with CogServer(environment, wrapper=wrapper) as server:
         server.wait_ready()
@@ -198,15 +193,15 @@ def test_read_only_root_with_a_writable_tmp_works(tiny_model: Path) -> None:
 
 
 def test_full_disk_ends_the_server_and_the_restart_works(tiny_model: Path) -> None:
-    """Cog cannot make directories while /tmp is full, and so loses its slots. A restart fails with
-    one sentence while it is still full, and works when there is room again."""
+    """Cog cannot make directories while the disk is full, and so loses its slots. A restart fails
+    with one sentence while it is still full, and works when there is room again."""
     begin = time.monotonic()
     environment = {"CLIP_WEIGHTS": str(tiny_model)}
-    wrapper = small_tmp("size=8m,nr_inodes=120")
+    wrapper = small_disk("size=8m,nr_inodes=120")
     with CogServer(environment, wrapper=wrapper, predictor=SHORT_INTERVALS) as server:
         server.wait_ready()
         assert server.process is not None
-        tmp = Path(f"/proc/{server.process.pid}/root/tmp")
+        tmp = Path(f"/proc/{server.process.pid}/root/tmp/coglet")
         assert server.predict(text="a red bicycle")["status"] == "succeeded"
         with contextlib.suppress(OSError):  # no inode is left
             for number in range(120):
@@ -217,7 +212,7 @@ def test_full_disk_ends_the_server_and_the_restart_works(tiny_model: Path) -> No
 
         exhaust_slots(server, 70, send)
         assert wait_until_exit(server, 20) == -signal.SIGKILL
-    with CogServer(environment, wrapper=small_tmp("size=8m,nr_inodes=1")) as server:
+    with CogServer(environment, wrapper=small_disk("size=8m,nr_inodes=1")) as server:
         assert server.wait()["status"] == "SETUP_FAILED"
         assert "cannot be written to: No space left on device; Cog needs" in server.setup_log()
     with CogServer(environment, wrapper=wrapper) as server:

@@ -122,7 +122,10 @@ def security_context() -> tuple[str, ...]:
     script = f"""
         set -e
         chmod 755 .
+        mount -n --bind {ROOT} /mnt
         mount -n -t tmpfs -o mode=1777 none /tmp
+        mkdir -p {ROOT}  # gone if it is in /tmp
+        mount -n --move /mnt {ROOT}
         mount -n -t tmpfs -o mode=1777 none {CACHE}
         mount -n -t tmpfs -o mode=755 none /run
         mkdir /run/cog

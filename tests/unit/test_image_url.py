@@ -210,7 +210,7 @@ def test_full_disk_is_an_error_of_this_download(
     web: HostileWebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small image still needs no disk."""
-    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "r+b", 0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "r+b"))
     error = refusal(f"{web.url}/large", bytes=30_000_000)
     assert str(error).startswith("large cannot be stored: No space left on device; try again later")
     assert download(f"{web.url}/picture.png").size == len(PICTURE)
@@ -463,7 +463,7 @@ def test_proxy_of_the_environment_is_used(
     assert done.size == len(PICTURE)
     assert web.paths[-1] == "http://images.example/picture.png"
     count = len(web.requests)
-    for host in ("10.0.0.1", "2130706433", "localhost", "[::1]"):
+    for host in ("10.0.0.1", "2130706433", "localhost", "a.localhost.", "[::1]"):
         error = refusal(f"http://{host}:8080/a.png", addresses="public")
         assert "has no public internet address" in str(error)
     assert len(web.requests) == count
