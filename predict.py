@@ -66,8 +66,8 @@ class Predictor(BasePredictor):
                 embedding = await self._service.embed_text(text)
             else:
                 raise NoInputError(
-                    "nothing to embed: send text, such as 'a red bicycle', or an image, with"
-                    " Content-Type: application/json"
+                    "nothing to embed: send text, such as 'a red bicycle', or an image, within"
+                    ' "input", with Content-Type: application/json'
                 )
         for name, value in embedding.metrics.items():
             self.record_metric(name, value)

@@ -176,8 +176,11 @@ class ImageDownloader:
                     )
                 )
         except NoAllowedAddressError as error:
+            problem = "has no public internet address (CLIP_IMAGE_URLS=public)"
+            if self._limits.addresses == "any":
+                problem = "has no internet address"
             raise DownloadError(
-                f"{name}: {_host(parts)} has no public internet address; {_WAY_OUT}", "address"
+                f"{name}: {_host(parts)} {problem}; check the URL, or {_WAY_OUT}", "address"
             ) from error
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise DownloadError(

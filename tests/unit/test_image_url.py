@@ -259,6 +259,12 @@ def test_very_long_url_is_refused() -> None:
     assert len(str(refusal(f"http://{'a' * 10_000}.example/b.png"))) < 500
 
 
+def test_unknown_host_is_an_error() -> None:
+    """Where private addresses are allowed, the message does not speak of public ones."""
+    error = refusal("http://unknown.invalid/a.png")
+    assert str(error).startswith("a.png: unknown.invalid has no internet address; check the URL")
+
+
 def test_downloads_can_be_switched_off(web: HostileWebServer) -> None:
     count = len(web.requests)
     assert "CLIP_IMAGE_URLS=none" in str(refusal(f"{web.url}/picture.png", addresses="none"))
