@@ -180,7 +180,7 @@ class ImageDownloader:
             if self._limits.addresses == "any":
                 problem = "has no internet address"
             raise DownloadError(
-                f"{name}: {_host(parts)} {problem}; check the URL, or {_WAY_OUT}", "address"
+                f"{name}: {_host(parts)} {problem}; {_WAY_OUT}", "address"
             ) from error
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise DownloadError(

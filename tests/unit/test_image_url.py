@@ -262,7 +262,7 @@ def test_very_long_url_is_refused() -> None:
 def test_unknown_host_is_an_error() -> None:
     """Where private addresses are allowed, the message does not speak of public ones."""
     error = refusal("http://unknown.invalid/a.png")
-    assert str(error).startswith("a.png: unknown.invalid has no internet address; check the URL")
+    assert str(error).startswith("a.png: unknown.invalid has no internet address; send the")
 
 
 def test_downloads_can_be_switched_off(web: HostileWebServer) -> None:
