@@ -12,6 +12,9 @@ import re
 import struct
 from collections.abc import Collection
 
+FileBytes = bytes | memoryview | mmap.mmap
+"""The bytes of a file, in memory or mapped."""
+
 MAX_SCANS = 100
 """Encoders write about ten scans. libtiff has the same limit for a JPEG inside a TIFF."""
 
@@ -23,7 +26,7 @@ MAX_TAGS = 65_535
 
 # A marker with a segment after it: not a stuffed or fill byte, and none of the markers that stand
 # alone (TEM, RST0–7, SOI). Source: ITU-T T.81, B.1.1.
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
+JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 MAX_VALUES = 8
@@ -34,7 +37,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 
 
-def count_jpeg_scans(data: bytes | memoryview | mmap.mmap) -> int:
+def count_jpeg_scans(data: FileBytes) -> int:
     """Count the scans of the first image of a JPEG, up to MAX_SCANS + 1, or MAX_MARKERS segments.
 
     Segments are skipped as a decoder skips them: scans of a thumbnail, or of a video behind the
@@ -42,7 +45,7 @@ def count_jpeg_scans(data: bytes | memoryview | mmap.mmap) -> int:
     """
     scans, position = 0, 2
     for _ in range(MAX_MARKERS):
-        marker = _MARKER.search(data, position)
+        marker = JPEG_MARKER.search(data, position)
         if marker is None or marker[1] == _END_OF_IMAGE or scans > MAX_SCANS:
             return scans
         scans += marker[1] == _START_OF_SCAN
@@ -50,9 +53,7 @@ def count_jpeg_scans(data: bytes | memoryview | mmap.mmap) -> int:
     return MAX_SCANS + 1  # as good as too many: no encoder writes so many segments
 
 
-def read_tiff_tags(
-    data: bytes | memoryview | mmap.mmap, wanted: Collection[int]
-) -> dict[int, tuple[int, ...]]:
+def read_tiff_tags(data: FileBytes, wanted: Collection[int]) -> dict[int, tuple[int, ...]]:
     """Return the `wanted` tags of a TIFF's first image, with up to MAX_VALUES values each.
 
     Reads the tags as libtiff does: of a repeated tag the first counts, and a value that is not an
@@ -82,7 +83,7 @@ def read_tiff_tags(
     return tags
 
 
-def tiff_tile_size(data: bytes | memoryview | mmap.mmap) -> tuple[int, int] | None:
+def tiff_tile_size(data: FileBytes) -> tuple[int, int] | None:
     """Return the width and height of the tiles of a TIFF's first image, None if it has no tiles.
 
     libtiff allocates a tile of this size. Raises struct.error if the file ends too early.

@@ -68,8 +68,8 @@ def is_http_url(value: str) -> bool:
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """bytes: of the decoded body. seconds: for one image, redirects included. downloads: at once.
-    addresses: "public", "any" or "none"."""
+    """bytes: of the body, before and after decoding. seconds: for one image, redirects included.
+    downloads: at once. addresses: "public", "any" or "none"."""
 
     bytes: int
     seconds: float
@@ -166,7 +166,7 @@ class ImageDownloader:
         timeouts = {"connect": CONNECT_SECONDS, "read": IDLE_SECONDS, "write": IDLE_SECONDS}
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
-                pool = await stack.enter_async_context(await self._open_pool(parts, name))
+                pool = await stack.enter_async_context(await self._open_pool(parts))
                 response: httpcore.Response = await stack.enter_async_context(
                     pool.stream(
                         "GET",
@@ -190,9 +190,7 @@ class ImageDownloader:
             raise _connection_error(error, parts, name) from error
         return response
 
-    async def _open_pool(
-        self, parts: urllib.parse.SplitResult, name: str
-    ) -> httpcore.AsyncConnectionPool:
+    async def _open_pool(self, parts: urllib.parse.SplitResult) -> httpcore.AsyncConnectionPool:
         """Return the connections of one request: direct, or by the proxy of the environment."""
         host = parts.hostname or ""
         if self._ssl is None and parts.scheme == "https":

@@ -7,15 +7,13 @@ block, so Pillow refuses such a file, although every pixel is in it. Sources: IT
 from __future__ import annotations
 
 import io
-import re
 import zlib
 
 from PIL import Image
 
-from clip_embed.inputs.decode_limits import MAX_MARKERS, MAX_SCANS
+from clip_embed.inputs.decode_limits import JPEG_MARKER, MAX_MARKERS, MAX_SCANS
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # as in decode_limits.py
 _START_OF_FRAME, _START_OF_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
 
 # Bits that may follow a complete file. Between them, and the zeros that libjpeg reads behind a
@@ -62,7 +60,7 @@ def has_all_scans(data: bytes) -> bool:
     missing: set[tuple[int, int]] = set()
     seen_frame, position, scans = False, 2, 0
     for _ in range(MAX_MARKERS):
-        marker = _MARKER.search(data, position)
+        marker = JPEG_MARKER.search(data, position)
         if marker is None:
             return seen_frame and not missing
         start = marker.end() + 2

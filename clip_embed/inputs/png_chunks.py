@@ -9,7 +9,6 @@ Specification (Third Edition), 5.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import struct
 import zlib
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from clip_embed.errors import ImageError
+from clip_embed.inputs.decode_limits import FileBytes
 
 MAX_CHUNKS = 100_000
 """Encoders write chunks of 8 KiB and more. 20 MB of empty ones would take five seconds."""
@@ -27,10 +27,8 @@ _TEXT_LIMIT = 2**20  # as Pillow's MAX_TEXT_CHUNK
 # What ImageMagick writes instead of eXIf.
 _EXIF_AS_TEXT = b"Raw profile type exif\0"
 
-Data = bytes | memoryview | mmap.mmap
 
-
-def drop_unused_chunks(file: BinaryIO, data: Data, name: str) -> BinaryIO:
+def drop_unused_chunks(file: BinaryIO, data: FileBytes, name: str) -> BinaryIO:
     """Return a file with the chunks of a PNG that matter: critical ones, transparency and EXIF.
 
     Chunks are left out, never changed. Those of an animation are left out, too: the default image

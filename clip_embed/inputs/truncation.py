@@ -9,11 +9,11 @@ Also finds the first frame of an animated WebP.
 from __future__ import annotations
 
 import itertools
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 
-Data = bytes | memoryview | mmap.mmap
+from clip_embed.inputs.decode_limits import FileBytes
+
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels."""
 
@@ -30,7 +30,7 @@ _MAX_PARTS = 10_000
 _FROM_FILE, _FROM_IDAT = 0, 1
 
 
-def find_truncation(data: Data) -> str | None:
+def find_truncation(data: FileBytes) -> str | None:
     """Say where a HEIC, AVIF or WebP ends too early. None if it does not, or is of another kind.
 
     Bytes after the end are allowed. Reads headers only.
@@ -48,7 +48,7 @@ def _describe_truncation(part: str, end: int, length: int) -> str | None:
     return f"{part} ends at byte {end:,}, the file at byte {length:,}" if end > length else None
 
 
-def _boxes(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(data: FileBytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield type, start of the content and end of each box (ISO/IEC 14496-12, 4.2)."""
     for _ in range(_MAX_PARTS):
         if start + 8 > end:
@@ -69,7 +69,7 @@ def _boxes(data: Data, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         start += size
 
 
-def _find_truncated_box(data: Data) -> str | None:
+def _find_truncated_box(data: FileBytes) -> str | None:
     has_items = False
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind in _PICTURE_BOXES and (
@@ -83,7 +83,7 @@ def _find_truncated_box(data: Data) -> str | None:
     return None
 
 
-def _find_truncated_item(data: Data, start: int, end: int) -> str | None:
+def _find_truncated_item(data: FileBytes, start: int, end: int) -> str | None:
     """Check that the data of all items of a `meta` box is in the file."""
     parts = {kind: (first, last) for kind, first, last in _boxes(data, start, end)}
     first, last = parts.get(b"idat", (0, 0))
@@ -100,7 +100,7 @@ def _find_truncated_item(data: Data, start: int, end: int) -> str | None:
     return None
 
 
-def _item_ends(data: Data, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _item_ends(data: FileBytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the construction method and the end of each extent of an `iloc` box.
 
     Source: ISO/IEC 14496-12, 8.11.3.
@@ -164,7 +164,7 @@ def find_tiff_truncation(tags: Mapping[int, object], length: int) -> str | None:
     return None
 
 
-def webp_first_frame(data: Data) -> Box | None:
+def webp_first_frame(data: FileBytes) -> Box | None:
     """Return where the first frame of an animated WebP lies on its canvas, None without frames.
 
     Source: RFC 9649, section 2.7.1.1 (ANMF).

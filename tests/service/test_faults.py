@@ -7,10 +7,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +28,7 @@ from clip_embed.embedder import Embedder
 from clip_embed.errors import ClipEmbedError, WeightsError
 from scripts.lib.cog_server import CogServer, free_port
 from tests.helpers.faults import at, cut_short, flip_a_bit, hang_up, send_all, status, too_few
+from tests.helpers.nginx import running_nginx
 from tests.helpers.paths import ROOT
 from tests.helpers.published_model import (
     BLOCK,
@@ -473,29 +472,14 @@ def test_sigterm_ends_the_service_during_a_pull(tiny_model: Path) -> None:
 @contextlib.contextmanager
 def nginx(root: Path, directory: Path, directives: str) -> Iterator[str]:
     """Serve `root` with nginx, with `directives` in its location block, and return its URL."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("nginx is not installed, and in CI nothing is skipped")
-        pytest.skip("nginx is not installed")
     port = free_port()
-    (directory / "nginx.conf").write_text(
-        f"daemon off; pid {directory}/pid; error_log {directory}/error.log;\n"
-        + ("user root;\n" if os.geteuid() == 0 else "")  # workers must read pytest's directories
-        + "events {}\n"
-        + "http {\n limit_req_zone $binary_remote_addr zone=busy:1m rate=20r/s; access_log off;\n"
-        + f" server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {directives} }} }}\n}}\n"
+    config = (
+        "events {}\n"
+        "http {\n limit_req_zone $binary_remote_addr zone=busy:1m rate=20r/s; access_log off;\n"
+        f" server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {directives} }} }}\n}}\n"
     )
-    process = subprocess.Popen([program, "-p", str(directory), "-c", str(directory / "nginx.conf")])
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
+    with running_nginx(config, directory, port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 NGINX = [

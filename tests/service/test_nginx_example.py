@@ -8,10 +8,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
-import os
 import shutil
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import pytest
 
 from scripts.lib.cog_server import CogServer, free_port
 from scripts.lib.embedding_client import COG_BODY_BYTES, COG_FILE_BYTES, Client, RefusedError
+from tests.helpers.nginx import running_nginx
 from tests.helpers.paths import ROOT
 
 EXAMPLE = ROOT / "examples" / "nginx.conf"
@@ -49,30 +48,13 @@ def example(upstream: int, port: int, directory: Path) -> str:
 @contextlib.contextmanager
 def nginx(upstream: int, directory: Path) -> Iterator[httpx.Client]:
     """Run the example in front of port `upstream`; return a client of it."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("nginx is not installed, and in CI nothing is skipped")
-        pytest.skip("nginx is not installed")
     port = free_port()
-    (directory / "nginx.conf").write_text(example(upstream, port, directory))
-    main = f"daemon off; pid {directory}/pid; error_log {directory}/error.log;"
-    if os.geteuid() == 0:
-        main += " user root;"  # workers must write to pytest's directories
-    command = [program, "-p", str(directory), "-c", str(directory / "nginx.conf"), "-g", main]
-    process = subprocess.Popen(command)
-    try:
-        for _ in range(200):
-            assert process.poll() is None, "nginx does not accept the example"
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
-        url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(10)
+    url = f"http://127.0.0.1:{port}"
+    with (
+        running_nginx(example(upstream, port, directory), directory, port),
+        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")
