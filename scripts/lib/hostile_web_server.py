@@ -15,8 +15,8 @@ from io import BytesIO
 
 from PIL import Image
 
-BOMB_BYTES = 300_000_000
-CLOSE_POLL_SECONDS = 0.05
+BOMB_BYTES = 100_000_000
+CLOSE_POLL_SECONDS = 0.01
 
 
 def make_picture() -> bytes:
@@ -31,7 +31,7 @@ PICTURE = make_picture()
 
 @functools.cache
 def gzip_bomb() -> bytes:
-    """Return 1.3 MB that gunzips to BOMB_BYTES zeros."""
+    """Return 0.4 MB that gunzips to BOMB_BYTES zeros."""
     encoded = BytesIO()
     with gzip.GzipFile(fileobj=encoded, mode="wb", compresslevel=1) as file:
         for _ in range(BOMB_BYTES // 10**7):
@@ -113,10 +113,10 @@ class HostileWebServer:
             self._head(request, int(name.removeprefix("status-")))
         elif name == "slow-head":
             request.wfile.write(b"HTTP/1.0 200 OK\r\n")
-            self._forever(lambda: request.wfile.write(b"X-Line: 1\r\n"), 0.5)
+            self._forever(lambda: request.wfile.write(b"X-Line: 1\r\n"), 0.1)
         elif name == "trickle":
             self._head(request, 200, Content_Length="1000000")
-            self._forever(lambda: request.wfile.write(b"\xff"), 0.25)
+            self._forever(lambda: request.wfile.write(b"\xff"), 0.1)
         elif name == "endless":
             self._head(request, 200)
             self._forever(lambda: request.wfile.write(bytes(2**20)), 0)

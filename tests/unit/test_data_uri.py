@@ -74,14 +74,14 @@ def test_data_uri_over_the_limit_is_refused() -> None:
 @pytest.mark.parametrize("prefix", ["data:image/png,", "data:;base64,"])
 def test_escapes_take_little_memory(prefix: str) -> None:
     """Resolving all escapes of a body at once took a hundred times its size."""
-    uri = prefix + "%41" * 1_000_000
+    uri = prefix + "%41" * 500_000
     tracemalloc.start()
     try:
         data = decode_data_uri(uri, 10**9)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert data in (b"A" * 1_000_000, bytes(750_000))
+    assert data in (b"A" * 500_000, bytes(375_000))
     assert peak < 6 * len(uri)
 
 
@@ -95,5 +95,5 @@ def test_escape_at_the_end_of_a_piece_is_whole(shift: int) -> None:
 def test_wrong_character_after_many_is_found_at_once() -> None:
     begin = time.process_time()
     with pytest.raises(ImageError, match="contains '!'"):
-        decode_data_uri("data:;base64," + "A" * 20_000_000 + "!AAA", 10**9)
-    assert time.process_time() - begin < 2
+        decode_data_uri("data:;base64," + "A" * 5_000_000 + "!AAA", 10**9)
+    assert time.process_time() - begin < 1

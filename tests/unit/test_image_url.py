@@ -160,27 +160,27 @@ def test_bytes_after_a_gzip_member_are_not_read(web: HostileWebServer) -> None:
 
 def test_download_has_a_deadline(web: HostileWebServer) -> None:
     begin = time.monotonic()
-    error = refusal(f"{web.url}/trickle", seconds=0.5)
+    error = refusal(f"{web.url}/trickle", seconds=0.2)
     assert time.monotonic() - begin < 2
-    assert str(error).startswith("trickle did not arrive within 0.5 s (CLIP_IMAGE_URL_SECONDS);")
+    assert str(error).startswith("trickle did not arrive within 0.2 s (CLIP_IMAGE_URL_SECONDS);")
     assert web.wait_until_idle(2)
 
 
 def test_slow_head_has_a_deadline(web: HostileWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends one header line after another is never idle."""
-    monkeypatch.setattr(image_url, "RESPONSE_SECONDS", 0.7)
+    monkeypatch.setattr(image_url, "RESPONSE_SECONDS", 0.3)
     error = refusal(f"{web.url}/slow-head")
     assert str(error).startswith("slow-head: 127.0.0.1 did not respond in time;")
 
 
 def test_slow_body_ends_early(web: HostileWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_url, "MIN_RATE_AFTER_SECONDS", 0.4)
+    monkeypatch.setattr(image_url, "MIN_RATE_AFTER_SECONDS", 0.2)
     error = refusal(f"{web.url}/trickle")
-    assert re.match(r"trickle arrives at \d bytes per second, too slowly; ", str(error))
+    assert re.match(r"trickle arrives at \d+ bytes per second, too slowly; ", str(error))
 
 
 def test_silent_body_ends_early(web: HostileWebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_url, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(image_url, "IDLE_SECONDS", 0.05)
     error = refusal(f"{web.url}/trickle")
     assert re.match(r"trickle stopped arriving after \d+ bytes; ", str(error))
 
