@@ -24,7 +24,11 @@ class Predictor(BasePredictor):
         timer = StageTimer()
         settings = Settings.from_environment()
         self._cog = CogWorker()
-        with weights.pull(settings.weights, cache=settings.weights_cache) as pull:
+        with weights.pull(
+            settings.weights,
+            cache=settings.weights_cache,
+            cache_bytes=settings.weights_cache_bytes,
+        ) as pull:
             # Imported here, not above: the weights are being downloaded meanwhile.
             from clip_embed.service import Service
 

@@ -36,10 +36,11 @@ from clip_embed.checkpoint.manifest import (
 )
 from clip_embed.checkpoint.stores import Store, open_store
 from clip_embed.errors import TransferError, WeightsError
+from clip_embed.startup.cpu_quota import usable_cpus
 
 log = logging.getLogger("clip_embed.weights")
 
-STREAMS = min(16, 4 * (os.cpu_count() or 4))
+STREAMS = min(16, 4 * usable_cpus())
 """Requests in flight, about (`balanced_streams`). A stream from Cloud Storage brings 50–200 MB/s,
 so sixteen fill 10 Gbit/s; a core keeps up with about four, and more only compete for it."""
 
@@ -92,16 +93,21 @@ def balanced_streams(blocks: int) -> int:
     return min(math.ceil(blocks / rounds), STREAMS * 5 // 4)
 
 
-def pull(location: str | None, streams: int | None = None, cache: str | None = None) -> Pull:
+def pull(
+    location: str | None,
+    streams: int | None = None,
+    cache: str | None = None,
+    cache_bytes: int | None = None,
+) -> Pull:
     """Start to download the model published at `location`, and return at once.
 
     location: gs://bucket/prefix, https://host/prefix or a directory. streams: most requests in
-    flight; by default `balanced_streams`. cache: a directory that is searched for files first; see
-    `Pull.fill_cache`.
+    flight; by default `balanced_streams`. cache: a directory that is searched for files first, and
+    kept within `cache_bytes`; see `Pull.fill_cache`.
 
     Raises nothing: errors are raised by the methods of `Pull`.
     """
-    return Pull(location, streams, Cache(cache) if cache else None)
+    return Pull(location, streams, Cache(cache, cache_bytes) if cache else None)
 
 
 @dataclass
@@ -166,6 +172,16 @@ class Pull:
                 raise self._failure()
             return self._state.manifest
 
+    def wait_manifest(self, seconds: float) -> None:
+        """Wait for the manifest, at most so many seconds.
+
+        Raises WeightsError if the pull has failed by then.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.manifest or self._state.error, seconds)
+            if self._state.error:
+                raise self._failure()
+
     def file(self, name: str) -> bytes:
         """Return one of the SMALL_NAMES, whole; waits for it.
 
@@ -215,6 +231,7 @@ class Pull:
 
     def fill_cache(self) -> threading.Thread | None:
         """Download the files that the cache lacks, in a background thread; None without a cache.
+        Then remove the files that were not used for longest, if there are too many.
 
         Call it when the service is ready. The files are downloaded once more, one block at a time:
         keeping them in memory until now, or writing them while the model loads, would cost the time
@@ -231,7 +248,8 @@ class Pull:
     def _fill_cache(self, cache: Cache) -> None:
         assert self._store is not None
         cache.sweep()
-        for file in _needed_files(self.manifest):
+        files = _needed_files(self.manifest)
+        for file in files:
             if cache.holds(file):
                 continue
             try:
@@ -242,6 +260,7 @@ class Pull:
                 log.warning("%s cannot be cached in %s: %s", file.name, cache.directory, error)
                 return
             log.info("%s is cached in %s", file.name, cache.directory)
+        cache.evict(files)
 
     def _wake_all(self) -> None:
         self._changed.notify_all()
@@ -288,8 +307,10 @@ class Pull:
         except WeightsError as error:
             self._fail(error)
         except BaseException as error:
-            # A panic in obstore is a BaseException; record it, so that waiters do not hang.
-            self._fail(WeightsError(f"pulling {self._location} failed: {error!r}"))
+            # A panic in obstore is a BaseException; record it, so that waiters do not hang, and not
+            # its text, which may hold a secret.
+            what = type(error).__name__
+            self._fail(WeightsError(f"pulling {self._location} failed: {what}"))
 
     def _allow_manifest_retry(self, pause: float) -> bool:
         if self._state.closed or self._seconds() + pause > MANIFEST_SECONDS:
@@ -368,8 +389,8 @@ class Pull:
                     self._fail(error)
                 continue
             except BaseException as error:
-                # A panic in obstore is a BaseException; record it, so that waiters do not hang.
-                self._fail(TransferError(f"{store.location}/{request.block.file.name}: {error!r}"))
+                name = request.block.file.stored_as
+                self._fail(TransferError(f"{store.location}/{name}: {type(error).__name__}"))
                 return
             if queue.complete(request, from_cache):
                 self._deliver(request.block, data)

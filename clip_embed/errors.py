@@ -70,6 +70,19 @@ class TransferError(WeightsError):
     """The bytes did not arrive, after retries."""
 
 
+class TransientError(Exception):
+    """A failed request for published bytes that may succeed when repeated (checkpoint/fetch.py).
+
+    busy: the server asks for patience (HTTP 429, 503). attempts: how many were made in all, once no
+    further one is made.
+    """
+
+    def __init__(self, problem: str, busy: bool = False) -> None:
+        super().__init__(problem)
+        self.busy = busy
+        self.attempts = 1
+
+
 class CorruptError(WeightsError):
     """The bytes that arrived are not the ones that were published."""
 

@@ -57,6 +57,9 @@ DOWNLOAD_SHARE = 3 / 4
 """Share of Cog's slots that downloads may hold. The rest is left for inputs that need none, however
 slow the web servers of image URLs are."""
 
+FAIL_EARLY_SECONDS = 0.3
+"""How long the import of torch may be delayed by waiting for the manifest."""
+
 HEALTH_CHECK_SECONDS = 1.0
 """How long a health-check result is cached. Checks that overlap are not merged."""
 
@@ -79,6 +82,8 @@ class PulledModel(Protocol):
 
     @property
     def manifest(self) -> Manifest: ...
+
+    def wait_manifest(self, seconds: float) -> None: ...
 
     def file(self, name: str) -> bytes: ...
 
@@ -140,6 +145,9 @@ def load_embedder(
         tokenizer = background.submit(_load_tokenizer, pull)
         if on_cpu:
             torch_import.load_libraries()
+        # A location that cannot work fails here, and not after the import. On a CPU this takes no
+        # time: the manifest has arrived while the libraries were loaded.
+        pull.wait_manifest(FAIL_EARLY_SECONDS)
         torch_import.import_torch()
         import torch
 

@@ -6,8 +6,10 @@ A leaf: imports nothing of the package but its errors, so that any module may us
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from clip_embed.errors import SettingError
 
@@ -15,6 +17,9 @@ DEFAULT_MAX_IMAGE_PIXELS = 120_000_000
 """Cameras with "100 megapixels" make 101.8 and 108 million pixels."""
 
 DEFAULT_MAX_IMAGE_BYTES = 100_000_000
+DEFAULT_CACHE_BYTES = 10_000_000_000
+"""About ten models of ViT-L/14 in float16."""
+
 DEFAULT_IMAGE_URL_SECONDS = 30
 DEFAULT_USER_AGENT = "clip-embed/0.1 (image embedding service)"
 DEFAULT_MAX_CONCURRENCY = 64
@@ -32,6 +37,8 @@ class Setting:
 SETTINGS = (
     Setting("CLIP_WEIGHTS", ""),
     Setting("CLIP_WEIGHTS_CACHE", "no cache"),
+    Setting("CLIP_WEIGHTS_CACHE_BYTES", f"{DEFAULT_CACHE_BYTES:,}"),
+    Setting("CLIP_BILLING_PROJECT", "the owner of the bucket pays"),
     Setting("CLIP_DEVICE", "cuda if there is a GPU, else cpu"),
     Setting("CLIP_MAX_IMAGE_PIXELS", f"{DEFAULT_MAX_IMAGE_PIXELS:,}"),
     Setting("CLIP_MAX_IMAGE_BYTES", f"{DEFAULT_MAX_IMAGE_BYTES:,}"),
@@ -50,7 +57,8 @@ SETTINGS = (
 class Settings:
     """The validated settings.
 
-    weights: where the model is published; `weights.pull` validates it. weights_cache: a directory.
+    weights: where the model is published; `weights.pull` validates it. weights_cache: a directory,
+    weights_cache_bytes: its size. billing_project: pays for requests to a requester-pays bucket.
     device: "cuda", "cpu", or None for the default. max_image_pixels: width × height.
     max_image_bytes: of the encoded file. image_urls: which URLs are downloaded, "public", "any" or
     "none"; image_url_seconds: for one, redirects included; user_agent: sent with it.
@@ -61,6 +69,8 @@ class Settings:
 
     weights: str | None = None
     weights_cache: str | None = None
+    weights_cache_bytes: int = DEFAULT_CACHE_BYTES
+    billing_project: str | None = None
     device: str | None = None
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
@@ -80,6 +90,9 @@ class Settings:
         return cls(
             weights=_text(environment, "CLIP_WEIGHTS"),
             weights_cache=_text(environment, "CLIP_WEIGHTS_CACHE"),
+            weights_cache_bytes=_number(environment, "CLIP_WEIGHTS_CACHE_BYTES", "bytes")
+            or DEFAULT_CACHE_BYTES,
+            billing_project=billing_project(environment),
             device=_choice(environment, "CLIP_DEVICE", ("cuda", "cpu")),
             max_image_pixels=_number(environment, "CLIP_MAX_IMAGE_PIXELS", "pixels")
             or DEFAULT_MAX_IMAGE_PIXELS,
@@ -106,6 +119,34 @@ def storage_emulator_url(environment: Mapping[str, str] = os.environ) -> str | N
     if not host:
         return None
     return host if "://" in host else f"http://{host}"
+
+
+def trusted_certificates() -> str | None:
+    """Return the file that SSL_CERT_FILE names: obstore reads the variable itself."""
+    return _text(os.environ, "SSL_CERT_FILE")
+
+
+def google_credentials_file() -> tuple[str, Path] | None:
+    """Return who names the file of Application Default Credentials, and the file; None without one.
+
+    Source: google-auth, `google.auth.default`.
+    """
+    if name := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return "GOOGLE_APPLICATION_CREDENTIALS", Path(name)
+    folder = os.environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config" / "gcloud"
+    path = Path(folder) / "application_default_credentials.json"
+    return ("gcloud", path) if path.is_file() else None
+
+
+def billing_project(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the project that pays for requests to a bucket whose requesters pay.
+
+    Raises SettingError if it cannot be a project's id or number.
+    """
+    project = _text(environment, "CLIP_BILLING_PROJECT")
+    if project is not None and not re.fullmatch(r"[A-Za-z0-9.:-]{1,100}", project):
+        raise SettingError(f"CLIP_BILLING_PROJECT is {project[:40]!r}; give the id of a project")
+    return project
 
 
 def _text(environment: Mapping[str, str], name: str) -> str | None:

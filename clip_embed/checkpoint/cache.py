@@ -3,26 +3,36 @@
 Files are identified by their content (size and crc32c), never by name alone. Bytes that are read
 from the cache are not trusted: the caller verifies them, and discards the file if they are wrong.
 Several processes may share a directory: a file appears whole, under its final name, or not at all.
+Several users may share it, too: every user may read the files, and who may write them is decided by
+the permissions of the directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from clip_embed.checkpoint.manifest import PublishedFile, decode_checksum
 
+_CACHED_NAME = re.compile(r"[0-9a-f]{8}-\d+-.")
+"""The beginning of the name of a cached file; see `Cache.path`."""
+
 
 class Cache:
-    """A directory (CLIP_WEIGHTS_CACHE), created when a file is first written to it."""
+    """A directory (CLIP_WEIGHTS_CACHE), created when a file is first written to it.
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    max_bytes: of all files in it, None for no limit; see `evict`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.directory = Path(directory).expanduser()
+        self.max_bytes = max_bytes
 
     def path(self, file: PublishedFile) -> Path:
         """Return the path of `file` in the cache, whether it exists or not."""
@@ -57,6 +67,31 @@ class Cache:
                 if time.time() - partial.stat().st_mtime > 3600:
                     partial.unlink()
 
+    def evict(self, used: Collection[PublishedFile]) -> None:
+        """Remove the files that were not used for longest, until `max_bytes` are left.
+
+        Marks the files of `used` as used now, and keeps them whatever their size. Removes no file
+        that the cache has not written.
+        """
+        kept = {self.path(file) for file in used}
+        for path in kept:
+            with contextlib.suppress(OSError):  # another user's file cannot be marked
+                os.utime(path)
+        if self.max_bytes is None:
+            return
+        sizes: dict[Path, os.stat_result] = {}
+        for path in self.directory.glob("*"):
+            with contextlib.suppress(OSError):  # removed by another process
+                if _CACHED_NAME.match(path.name):
+                    sizes[path] = path.stat()
+        excess = sum(status.st_size for status in sizes.values()) - self.max_bytes
+        for path in sorted(sizes.keys() - kept, key=lambda path: sizes[path].st_mtime):
+            if excess <= 0:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                excess -= sizes[path].st_size
+
     @contextlib.contextmanager
     def writer(self, file: PublishedFile) -> Iterator[BinaryIO]:
         """Write `file`, from its start to its end.
@@ -70,6 +105,7 @@ class Cache:
             with open(descriptor, "wb") as output:
                 yield output
                 output.flush()
+                os.fchmod(output.fileno(), 0o644)  # mkstemp lets only this user read it
                 os.fsync(output.fileno())
                 if output.tell() != file.size:
                     raise OSError(f"{file.name}: {output.tell()} bytes written of {file.size}")

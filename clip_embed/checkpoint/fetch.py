@@ -21,13 +21,14 @@ from clip_embed.checkpoint.manifest import (
     Manifest,
     encode_checksum,
 )
-from clip_embed.checkpoint.stores import Store, TransientError, with_credentials
+from clip_embed.checkpoint.stores import Store, with_credentials
 from clip_embed.errors import (
     AccessError,
     CorruptError,
     LocationError,
     ManifestError,
     TransferError,
+    TransientError,
 )
 
 
@@ -66,10 +67,10 @@ def fetch_block(store: Store, block: BlockRange, allow_retry: AllowRetry) -> mem
 
     Raises TransferError, CorruptError (wrong checksums in every attempt) or AccessError.
     """
-    where = f"{store.location}/{block.file.name}"
+    where = f"{store.location}/{block.file.stored_as}"
 
     def attempt() -> memoryview:
-        data = store.read(block.file.name, block.start, block.end, block.file.generation)
+        data = store.read(block.file.stored_as, block.start, block.end)
         if len(data) != block.size:
             raise TransientError(f"{len(data)} bytes came where {block.size} were asked for")
         if not is_intact(block, data):

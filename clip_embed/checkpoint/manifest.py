@@ -1,4 +1,4 @@
-"""The manifest of a published model: file names, sizes, checksums and generations.
+"""The manifest of a published model: file names, sizes and checksums.
 
 Knows the format, and nothing of networks, threads or torch. `scripts/publish_weights.py` writes it,
 `weights.py` reads it. A *block* is 8 MiB of a file, the unit of download and of verification.
@@ -20,7 +20,9 @@ BLOCK_SIZE = 8 * 2**20
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "clip-embed-weights"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""In version 1 every file was stored under its own name, and its generation was listed."""
+
 MANIFEST_MAX_BYTES = 4 * 2**20
 CONFIG_NAME = "open_clip_config.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -30,16 +32,17 @@ SHARD_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One object of a published model.
+    """One file of a published model.
 
-    size: bytes. crc32c: of the whole object, in base64 as Cloud Storage shows it. generation: of
-    the object in Cloud Storage, None elsewhere. blocks: crc32c of each block, also in base64.
+    name: as other tools know it. stored_as: the name of the object, which depends on its content,
+    so that no publication overwrites another one. size: bytes. crc32c: of the whole file, in base64
+    as Cloud Storage shows it. blocks: crc32c of each block, also in base64.
     """
 
     name: str
+    stored_as: str
     size: int
     crc32c: str
-    generation: str | None
     blocks: tuple[str, ...]
 
 
@@ -82,10 +85,10 @@ class Manifest:
         if not isinstance(document, dict) or document.get("format") != MANIFEST_FORMAT:
             raise ManifestError(f"{where} is not a manifest of this service; {again}")
         version, block_size = document.get("version"), document.get("block_size")
-        if type(version) is not int or version != MANIFEST_VERSION:
+        if type(version) is not int or not 1 <= version <= MANIFEST_VERSION:
             raise ManifestError(
-                f"{where} has format version {reprlib.repr(version)}; this service reads version"
-                f" {MANIFEST_VERSION}: update the service, or {again}"
+                f"{where} has format version {reprlib.repr(version)}; this service reads versions 1"
+                f" to {MANIFEST_VERSION}: update the service, or {again}"
             )
         if block_size != BLOCK_SIZE:
             raise ManifestError(f"{where} has blocks of {reprlib.repr(block_size)} bytes; {again}")
@@ -118,19 +121,18 @@ def _expect(value: Any, kind: type) -> Any:
 def _parse_file(entry: Any) -> PublishedFile:
     entry = _expect(entry, dict)
     name = _expect(entry.get("name"), str)
-    # One path segment, so that nothing outside the prefix can be named.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
-        raise ValueError(f"{name!r:.80} is not a plain file name")
+    stored_as = _expect(entry.get("stored_as", name), str)
+    for each in (name, stored_as):
+        # One path segment, so that nothing outside the prefix can be named.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", each):
+            raise ValueError(f"{each!r:.80} is not a plain file name")
     size = _expect(entry.get("size"), int)
-    generation = entry.get("generation")
-    if generation is not None and not re.fullmatch(r"[0-9]{1,20}", _expect(generation, str)):
-        raise ValueError(f"{name}: generation {generation!r:.80} is not a number")
     blocks = tuple(_expect(entry.get("blocks"), list))
     for checksum in (entry.get("crc32c"), *blocks):
         decode_checksum(_expect(checksum, str))
     if size < 0 or len(blocks) != -(-size // BLOCK_SIZE):
         raise ValueError(f"{name}: {size} bytes do not make {len(blocks)} blocks")
-    return PublishedFile(name, size, entry["crc32c"], generation, blocks)
+    return PublishedFile(name, stored_as, size, entry["crc32c"], blocks)
 
 
 def encode_checksum(value: int) -> str:

@@ -9,36 +9,27 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from clip_embed.errors import AccessError, LocationError, TransferError
+from clip_embed.checkpoint.credentials import Credentials
+from clip_embed.checkpoint.location import HOW_TO_SET, LOOPBACK, Location, parse_location
+from clip_embed.errors import AccessError, LocationError, TransferError, TransientError
 from clip_embed.settings import storage_emulator_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+CLOUD_STORAGE = "https://storage.googleapis.com"
+"""The XML API: an object's URL is this, its bucket and its name."""
+
 _CONNECT_TIMEOUT = timedelta(seconds=4)
 _READ_TIMEOUT = timedelta(seconds=5)  # between two reads of one response
 _REQUEST_TIMEOUT = timedelta(seconds=60)
-_HOW_TO_SET = (
-    "set CLIP_WEIGHTS to gs://bucket/prefix, https://host/prefix or a directory"
-    " that scripts/publish_weights.py has filled"
-)
-
-
-class TransientError(Exception):
-    """A failure that may not repeat. busy: the server asks for patience (HTTP 429, 503).
-
-    attempts: how many were made in all, once no further one is made.
-    """
-
-    def __init__(self, problem: str, busy: bool = False) -> None:
-        super().__init__(problem)
-        self.busy = busy
-        self.attempts = 1
 
 
 class Store(Protocol):
@@ -46,12 +37,8 @@ class Store(Protocol):
 
     location: str
 
-    def read(
-        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
-    ) -> memoryview:
+    def read(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         """Return bytes start to end of the file `name`, or all of it if end is None.
-
-        generation: of the object, where the store has generations.
 
         Raises FileNotFoundError, AccessError, TransferError (no retry can help), TransientError.
         """
@@ -64,9 +51,7 @@ class DirectoryStore:
         self.location = location
         self._directory = Path(location.removeprefix("file://")).expanduser()
 
-    def read(
-        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
-    ) -> memoryview:
+    def read(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         try:
             with open(self._directory / name, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size if end is None else end - start
@@ -80,189 +65,186 @@ class DirectoryStore:
 
 
 class RemoteStore:
-    """A bucket or a web server, through obstore (Rust), which releases the interpreter lock."""
+    """A bucket or a web server, through obstore (Rust), which releases the interpreter lock.
 
-    def __init__(self, location: str, store: ObjectStore) -> None:
-        self.location = location
-        self._store = store
+    A bucket is read through obstore's HTTPStore as well. Its GCSStore (0.12) reads every credential
+    of the environment, fails on those that it does not know although none is needed, and quotes
+    broken keys. Delete this remark when `GCSStore(skip_signature=True)` reads none.
+    """
 
-    def read(
-        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
-    ) -> memoryview:
+    def __init__(
+        self, location: Location, url: str, credentials: Credentials | None = None
+    ) -> None:
+        """url: of the files, without a slash at its end. credentials: None for anonymous requests.
+
+        Raises LocationError if the URL or the certificates of this machine cannot be used.
+        """
+        self.location = location.text
+        self.on_cloud_storage = location.scheme == "gs"
+        self._url = url
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._headers: Mapping[str, str] = {}
+        self._store = self._open() if credentials is None else None
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         import obstore
 
-        options: dict[str, Any] = {}
-        if end is not None:
-            options["range"] = (start, end)
-        if generation is not None:
-            options["version"] = generation
+        options: dict[str, Any] = {} if end is None else {"range": (start, end)}
+        store = self._authorized_store()
         try:
-            return memoryview(obstore.get(self._store, name, options=options).bytes())  # type: ignore[arg-type]
+            return memoryview(obstore.get(store, name, options=options).bytes())  # type: ignore[arg-type]
         except Exception as error:
             # `from None`: obstore quotes the server's response, which may quote the token.
-            raise _from_obstore(error, f"{self.location}/{name}") from None
+            raise self._convert(error, f"{self.location}/{name}") from None
 
+    def _authorized_store(self) -> ObjectStore:
+        """Return the store whose requests carry a valid token. It is opened anew, with connections
+        of its own, when the token is renewed, about once an hour."""
+        if self._credentials is None:
+            assert self._store is not None
+            return self._store
+        headers = self._credentials.headers()
+        with self._lock:
+            if self._store is None or headers != self._headers:
+                self._headers = headers
+                self._store = self._open()
+            return self._store
 
-def _from_obstore(error: Exception, where: str) -> Exception:
-    """Turn an error of obstore's into one of ours. The only place that does."""
-    from obstore import exceptions
+    def _open(self) -> ObjectStore:
+        from obstore.store import HTTPStore
 
-    # The lines after the first repeat it for obstore's developers.
-    message = str(error).split("\n", 1)[0]
-    status = re.search(r"status code: (\d{3})", message)
-    code = int(status.group(1)) if status else None
-    # obstore's web store raises FileNotFoundError for a 405, too.
-    if code == 404 or (code is None and isinstance(error, FileNotFoundError)):
-        return FileNotFoundError(where)
-    if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
-        # Without a status it was google-auth that failed, and obstore quotes its message.
-        cause = f"HTTP {code}" if code else message.rpartition("credential provider: ")[2]
-        return AccessError(
-            f"{where} refuses access ({cause}); make the bucket readable, or give this service"
-            " credentials that may read it (Application Default Credentials)"
+        try:
+            return HTTPStore.from_url(
+                self._url,
+                client_options=_client_options(self._url, self._headers),  # type: ignore[arg-type]
+                # obstore must not retry: fetch.py does.
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
+            )
+        except Exception as error:
+            if "No CA certificates" in str(error):
+                raise LocationError(
+                    f"{self.location} cannot be opened: this machine has no trusted certificates;"
+                    " install ca-certificates, or set SSL_CERT_FILE"
+                ) from None
+            way_out = "correct STORAGE_EMULATOR_HOST" if self._is_emulated() else HOW_TO_SET
+            raise LocationError(
+                f"{self.location} cannot be opened ({type(error).__name__}); {way_out}"
+            ) from None
+
+    def _is_emulated(self) -> bool:
+        return self.on_cloud_storage and storage_emulator_url() is not None
+
+    def _convert(self, error: Exception, where: str) -> Exception:
+        """Turn an error of obstore's into one of ours. Quotes nothing of it but a status."""
+        from obstore import exceptions
+
+        detail = str(error)
+        # The lines after the first repeat it for obstore's developers.
+        status = re.search(r"status code: (\d{3})", detail.split("\n", 1)[0])
+        code = int(status.group(1)) if status else None
+        # obstore's web store raises FileNotFoundError for a 405, too.
+        if code == 404 or (code is None and isinstance(error, FileNotFoundError)):
+            return FileNotFoundError(where)
+        if code in (400, 403) and ("UserProject" in detail or "requester pays" in detail):
+            return AccessError(
+                f"{where} refuses access (HTTP {code}): requests to this bucket are paid by the"
+                " requester; set CLIP_BILLING_PROJECT to a project that these credentials may bill"
+            )
+        if code in (401, 403):
+            return AccessError(f"{where} refuses access (HTTP {code}){self._way_into()}")
+        if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in detail:
+            return TransferError(
+                f"{where}: the server ignores Range requests; serve it with one that does not"
+            )
+        if code in (400, 405, 412, 416):
+            return TransferError(f"{where}: the server refused the request (HTTP {code})")
+        if code is not None:
+            return TransientError(f"HTTP {code}", busy=code in (429, 503))
+        for sign, problem in _FINAL_PROBLEMS.items():
+            if sign in detail:
+                return TransferError(f"{where} cannot be read: {problem}")
+        for sign, problem in _TRANSIENT_PROBLEMS.items():
+            if sign in detail:
+                return TransientError(problem)
+        return TransientError(f"the request failed ({type(error).__name__})")
+
+    def _way_into(self) -> str:
+        if not self.on_cloud_storage:
+            return "; make it readable without a login"
+        if self._credentials is None:
+            return (
+                "; make the bucket readable, or give this service credentials that may read it"
+                " (Application Default Credentials)"
+            )
+        return (
+            " to these credentials: they may not read it, or it does not exist and they may not"
+            " list the bucket, which Cloud Storage answers alike; grant them the role Storage"
+            " Object Viewer, or correct CLIP_WEIGHTS"
         )
-    if isinstance(error, exceptions.NotSupportedError) or "non-partial response" in message:
-        return TransferError(
-            f"{where}: the server ignores Range requests; serve it with one that does not"
-        )
-    if code in (400, 405, 412, 416):
-        return TransferError(f"{where}: the server refused the request (HTTP {code})")
-    if code is not None:
-        return TransientError(f"HTTP {code}", busy=code in (429, 503))
-    detail = str(error)
-    for sign, meaning in (
-        ("dns error", "the host name cannot be resolved"),
-        ("Connection refused", "connection refused"),
-        ("Timeout", "timed out"),
-        ("TimedOut", "timed out"),
-        ("certificate", "the server's certificate is not trusted"),
-    ):
-        if sign in detail:
-            return TransientError(meaning)
-    return TransientError(
-        message.removeprefix("Generic HTTP error: ").removeprefix("Generic GCS error: ")
-    )
 
 
-def _client_options(allow_http: bool) -> dict[str, Any]:
-    return {
-        "allow_http": allow_http,
+# Signs in obstore's description of an error (obstore 0.12, reqwest 0.12), in order: a proxy that
+# refuses a connection is described with both words.
+_FINAL_PROBLEMS = {
+    "ProxyAuthRequired": "the proxy asks for a login (HTTP 407); put one into https_proxy",
+    "InvalidCertificate": "the server's certificate is not trusted; if it is signed by an authority"
+    " of your own, set SSL_CERT_FILE",
+    "MissingContentLength": "the server sends no Content-Length; serve plain files",
+    "InvalidContentType": "the server does not speak TLS there; check the scheme and the port",
+}
+_TRANSIENT_PROBLEMS = {
+    "TunnelUnsuccessful": "the proxy (https_proxy) cannot reach the server",
+    "ConnectFailed": "the proxy (https_proxy) cannot be reached",
+    "dns error": "the host name cannot be resolved",
+    "ConnectionRefused": "connection refused",
+    "TimedOut": "timed out",
+    "Timeout": "timed out",
+    "ConnectionReset": "the server closed the connection",
+    "IncompleteMessage": "the server closed the connection",
+    "Parse": "the response is not HTTP",
+}
+
+
+def _client_options(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "connect_timeout": _CONNECT_TIMEOUT,
         "read_timeout": _READ_TIMEOUT,
         "timeout": _REQUEST_TIMEOUT,
         "user_agent": "clip-embed",
     }
-
-
-# obstore must not retry: fetch.py does.
-_NO_RETRIES: dict[str, Any] = {"max_retries": 0, "retry_timeout": timedelta(0)}
-
-
-def _http_store(location: str) -> Store:
-    from obstore.store import HTTPStore
-
-    parts = urlsplit(location)
-    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise LocationError(
-            f"{location} is not encrypted; use https:// (http:// only on this host)"
-        )
-    try:
-        store = HTTPStore.from_url(
-            location,
-            client_options=_client_options(parts.scheme == "http"),  # type: ignore[arg-type]
-            retry_config=_NO_RETRIES,  # type: ignore[arg-type]
-        )
-    except Exception as error:
-        raise LocationError(f"{location} cannot be opened ({error}); {_HOW_TO_SET}") from error
-    return RemoteStore(location, store)
-
-
-def _gcs_store(location: str, credentials: Any = None) -> Store:
-    from obstore.store import GCSStore
-
-    parts = urlsplit(location)
-    emulator = storage_emulator_url() or ""
-    options: dict[str, Any] = {"base_url": emulator} if emulator else {}
-    if credentials is not None:
-        options["credential_provider"] = credentials
-    else:
-        options["skip_signature"] = True
-    try:
-        store = GCSStore(
-            parts.netloc,
-            prefix=parts.path.strip("/") or None,
-            client_options=_client_options(emulator.startswith("http://")),  # type: ignore[arg-type]
-            retry_config=_NO_RETRIES,  # type: ignore[arg-type]
-            **options,
-        )
-    except Exception as error:
-        raise LocationError(
-            f"{location} cannot be opened ({str(error).splitlines()[0]}); check the bucket's name"
-            " and GOOGLE_APPLICATION_CREDENTIALS"
-        ) from error
-    return RemoteStore(location, store)
-
-
-def _application_default_credentials() -> Any:
-    """Return a credential provider for obstore, based on google-auth, which knows every kind.
-
-    Raises AccessError if there are no credentials.
-    """
-    import google.auth
-    import google.auth.transport.requests
-
-    try:
-        credentials, _ = google.auth.default(
-            scopes=["https://www.googleapis.com/auth/devstorage.read_only"]
-        )
-    except google.auth.exceptions.GoogleAuthError as error:
-        raise AccessError(
-            "the bucket is private and there are no Application Default Credentials here; mount a"
-            " key and set GOOGLE_APPLICATION_CREDENTIALS, use a service account, or make the bucket"
-            " public"
-        ) from error
-
-    def provide() -> dict[str, Any]:
-        if not credentials.valid:
-            credentials.refresh(google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
-        return {"token": credentials.token, "expires_at": None}
-
-    return provide
+    if headers:
+        options["default_headers"] = dict(headers)
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        options["allow_http"] = True
+    if parts.hostname in LOOPBACK:
+        # reqwest would use http_proxy, and is told so only by a proxy of its own and exceptions.
+        options |= {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
+    return options
 
 
 def open_store(location: str | None) -> Store:
     """Open the store that `location` (CLIP_WEIGHTS) names. Raises LocationError."""
-    if location is None or not location.strip():
-        raise LocationError(f"CLIP_WEIGHTS is not set; {_HOW_TO_SET}")
-    location = location.strip()
-    scheme, separator, rest = location.partition("://")
-    if not separator or scheme == "file":
-        return DirectoryStore(location.rstrip("/") or "/")
-    # The next messages quote no part that may hold a secret: they end up in logs.
-    if scheme not in ("gs", "http", "https"):
-        raise LocationError(f"CLIP_WEIGHTS begins with {scheme}://; {_HOW_TO_SET}")
-    try:
-        parts = urlsplit(location)
-        host, _ = parts.hostname, parts.port  # validated when they are accessed
-    except ValueError:
-        raise LocationError(f"CLIP_WEIGHTS is not a well-formed URL; {_HOW_TO_SET}") from None
-    if "@" in parts.netloc or "?" in rest or "#" in rest:
-        raise LocationError(
-            "CLIP_WEIGHTS holds a user name, a password, a query or a fragment, which it cannot"
-            f" have; {_HOW_TO_SET}"
-        )
-    if not host:
-        raise LocationError(f"CLIP_WEIGHTS is {location!r}, which has no host; {_HOW_TO_SET}")
-    location = location.rstrip("/")
-    return _gcs_store(location) if scheme == "gs" else _http_store(location)
+    parsed = parse_location(location)
+    if parsed.scheme == "file":
+        return DirectoryStore(parsed.text)
+    return RemoteStore(parsed, _url_of(parsed))
 
 
 def with_credentials(store: Store) -> Store | None:
     """Open `store` with Application Default Credentials; None where they cannot help.
 
-    Called only after a bucket has refused an anonymous request, so that a public one waits for
-    neither the import of google-auth nor a metadata server. Raises AccessError if there are none.
+    Called only after a bucket has refused an anonymous request (credentials.py). Raises AccessError
+    if there are none.
     """
-    if not store.location.startswith("gs://") or storage_emulator_url():
+    if not isinstance(store, RemoteStore) or not store.on_cloud_storage or storage_emulator_url():
         return None
-    return _gcs_store(store.location, _application_default_credentials())
+    location = parse_location(store.location)
+    return RemoteStore(location, _url_of(location), Credentials.find())
+
+
+def _url_of(location: Location) -> str:
+    if location.scheme != "gs":
+        return location.text
+    return f"{storage_emulator_url() or CLOUD_STORAGE}/{location.object_url}"

@@ -184,7 +184,11 @@ class EmbedStage:
         Raises WeightsError, ModelError, SettingError.
         """
         settings = Settings.from_environment()
-        with weights.pull(config.weights, cache=settings.weights_cache) as pull:
+        with weights.pull(
+            config.weights,
+            cache=settings.weights_cache,
+            cache_bytes=settings.weights_cache_bytes,
+        ) as pull:
             if model_id(pull.manifest) != config.job.model:
                 raise WeightsError(
                     f"{config.weights} was republished since this run was planned; embed everything"

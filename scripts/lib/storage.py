@@ -24,17 +24,21 @@ import crc32c
 import stamina
 
 from clip_embed.checkpoint import stores
+from clip_embed.checkpoint.credentials import find_google_credentials, google_session
+from clip_embed.checkpoint.location import Location, parse_location
 from clip_embed.checkpoint.manifest import encode_checksum
-from clip_embed.errors import AccessError
-from clip_embed.settings import storage_emulator_url
+from clip_embed.errors import AccessError, LocationError, TransientError
+from clip_embed.settings import billing_project, storage_emulator_url
 
 READ_ATTEMPTS = 8
 """The first one included. The waits between them add up to about ten seconds."""
 
-_NO_CREDENTIALS = (
-    "there are no Application Default Credentials here; run `gcloud auth application-default login`"
-    " or set GOOGLE_APPLICATION_CREDENTIALS"
-)
+CHECK_SECONDS = 10.0
+"""Timeout of `check_writable`: a command that cannot succeed fails soon."""
+
+_READ_WRITE = "https://www.googleapis.com/auth/devstorage.read_write"
+_TO_LOG_IN = "run `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS"
+_WAY_OUT = "give gs://bucket/prefix or a directory"
 
 OnProgress = Callable[[int], None]
 """Receives the number of bytes sent so far. A retried upload starts at 0 again."""
@@ -44,11 +48,11 @@ OnProgress = Callable[[int], None]
 class FileVersion:
     """The content of a file at one time.
 
-    crc32c: base64, as Cloud Storage shows it. generation: None outside Cloud Storage.
+    crc32c: base64, as Cloud Storage shows it. modified: seconds since 1970.
     """
 
     crc32c: str
-    generation: str | None
+    modified: float
 
 
 class Storage(Protocol):
@@ -59,6 +63,12 @@ class Storage(Protocol):
     """
 
     location: str
+
+    def check_writable(self) -> None:
+        """Check that files can be created and replaced here, without writing one.
+
+        Raises AccessError, FileNotFoundError (no such bucket) or OSError, each one sentence.
+        """
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the name of every file that begins with `prefix`, hidden files included."""
@@ -79,11 +89,14 @@ class Storage(Protocol):
         *,
         cache_control: str | None = None,
         on_progress: OnProgress | None = None,
-    ) -> str | None:
-        """Replace the file by `data`. Return its generation, None outside Cloud Storage.
+    ) -> None:
+        """Replace the file by `data`.
 
         cache_control: the Cache-Control header with which the file is served, where there is one.
         """
+
+    def delete(self, name: str) -> None:
+        """Delete the file, if it exists."""
 
 
 def open_storage(location: str, *, allow_anonymous: bool = True) -> Storage:
@@ -92,17 +105,23 @@ def open_storage(location: str, *, allow_anonymous: bool = True) -> Storage:
     allow_anonymous: without credentials, continue anonymously. Public buckets can then be read.
     Raises ValueError for other locations, AccessError if credentials are needed and missing.
     """
-    return _open_storage(location, allow_anonymous, storage_emulator_url())
+    try:
+        parsed = parse_location(location, "it", _WAY_OUT)
+    except LocationError as error:
+        raise ValueError(f"{location!r} cannot be used: {error}") from None
+    if parsed.scheme not in ("gs", "file"):
+        raise ValueError(f"{location!r} cannot be used; {_WAY_OUT}")
+    return _open_storage(parsed, allow_anonymous, storage_emulator_url(), billing_project())
 
 
 @functools.cache
-def _open_storage(location: str, allow_anonymous: bool, emulator: str | None) -> Storage:
-    scheme, separator, rest = location.partition("://")
-    if not separator or scheme == "file":
-        return DirectoryStorage(location)
-    if scheme != "gs" or not rest.partition("/")[0]:
-        raise ValueError(f"{location!r} cannot be used; give gs://bucket/prefix or a directory")
-    return GcsStorage(location, google_client(allow_anonymous, emulator))
+def _open_storage(
+    location: Location, allow_anonymous: bool, emulator: str | None, project: str | None
+) -> Storage:
+    if location.scheme == "file":
+        return DirectoryStorage(location.text)
+    bucket = google_client(allow_anonymous, emulator).bucket(location.host, user_project=project)
+    return GcsStorage(location, bucket, emulator)
 
 
 # --- a directory ------------------------------------------------------------------------------
@@ -115,6 +134,15 @@ class DirectoryStorage:
         self._root = Path(location.removeprefix("file://")).expanduser().resolve()
         self.location = str(self._root)
         self._store = stores.DirectoryStore(self.location)
+
+    def check_writable(self) -> None:
+        existing = self._root
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is a file, and no directory; name another one")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise AccessError(f"{existing} may not be written by this user; name another directory")
 
     def names(self, prefix: str = "") -> Iterator[str]:
         for directory, subdirectories, files in os.walk(self._root):
@@ -129,7 +157,8 @@ class DirectoryStorage:
 
     def version(self, name: str) -> FileVersion | None:
         try:
-            return FileVersion(crc32c_base64((self._root / name).read_bytes()), None)
+            path = self._root / name
+            return FileVersion(crc32c_base64(path.read_bytes()), path.stat().st_mtime)
         except FileNotFoundError:
             return None
 
@@ -143,7 +172,7 @@ class DirectoryStorage:
         *,
         cache_control: str | None = None,
         on_progress: OnProgress | None = None,
-    ) -> str | None:
+    ) -> None:
         path = self._root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # A unique name: another machine may be writing the same file.
@@ -155,7 +184,9 @@ class DirectoryStorage:
             partial.unlink(missing_ok=True)
         if on_progress is not None:
             on_progress(len(data))
-        return None
+
+    def delete(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
 
 
 # --- a bucket ---------------------------------------------------------------------------------
@@ -169,31 +200,54 @@ def google_client(allow_anonymous: bool, emulator: str | None) -> Any:
     uses Application Default Credentials; without any it is anonymous or raises AccessError.
     """
     from google.auth.credentials import AnonymousCredentials
-    from google.auth.exceptions import DefaultCredentialsError
+    from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
-    if emulator:  # the client itself reads STORAGE_EMULATOR_HOST
-        return storage.Client(project="emulator", credentials=AnonymousCredentials())
-    try:
-        return storage.Client()
-    except DefaultCredentialsError as error:
-        if allow_anonymous:
-            return storage.Client.create_anonymous_client()
-        raise AccessError(_NO_CREDENTIALS) from error
+    credentials, request = AnonymousCredentials(), None
+    if not emulator:  # the client itself reads STORAGE_EMULATOR_HOST
+        try:
+            credentials, request = find_google_credentials(_READ_WRITE)
+        except AccessError as error:
+            if not allow_anonymous:
+                raise AccessError(f"{error}; {_TO_LOG_IN}") from None
+    session = AuthorizedSession(credentials, auth_request=request)
+    ours = google_session()
+    session.verify = ours.verify
+    session.proxies = ours.proxies
+    # No method used here needs a project; many accounts have none.
+    return storage.Client(project=None, credentials=credentials, _http=session)
 
 
 class GcsStorage:
     """A prefix of a Cloud Storage bucket, or of an emulator (STORAGE_EMULATOR_HOST)."""
 
-    def __init__(self, location: str, client: Any) -> None:
-        self.location = location.rstrip("/")
-        bucket, _, prefix = self.location.removeprefix("gs://").partition("/")
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._bucket = client.bucket(bucket)
+    def __init__(self, location: Location, bucket: Any, emulator: str | None) -> None:
+        self.location = location.text
+        self._prefix = f"{location.path}/" if location.path else ""
+        self._bucket = bucket
+        self._emulator = emulator
 
     @functools.cached_property
     def _store(self) -> stores.Store:
         return stores.open_store(self.location)
+
+    def check_writable(self) -> None:
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        patience = {"timeout": CHECK_SECONDS, "retry": DEFAULT_RETRY.with_timeout(CHECK_SECONDS)}
+        bucket = f"gs://{self._bucket.name}"
+        with _google_errors(bucket):
+            if self._emulator:  # it knows no permissions
+                if not self._bucket.exists(**patience):
+                    raise FileNotFoundError(f"{bucket} does not exist; create the bucket first")
+                return
+            wanted = ["storage.objects.create", "storage.objects.delete", "storage.objects.get"]
+            missing = set(wanted) - set(self._bucket.test_iam_permissions(wanted, **patience))
+        if missing:
+            raise AccessError(
+                f"{bucket}: these credentials lack {', '.join(sorted(missing))}; grant them the"
+                " role Storage Object User"
+            )
 
     def names(self, prefix: str = "") -> Iterator[str]:
         with _google_errors(self.location):
@@ -213,7 +267,7 @@ class GcsStorage:
 
     def version(self, name: str) -> FileVersion | None:
         blob = self._get_blob(name)
-        return None if blob is None else FileVersion(blob.crc32c, str(blob.generation))
+        return None if blob is None else FileVersion(blob.crc32c, blob.updated.timestamp())
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         if "//" in f"/{name}":  # allowed in Cloud Storage; obstore's paths cannot express it
@@ -237,14 +291,17 @@ class GcsStorage:
         *,
         cache_control: str | None = None,
         on_progress: OnProgress | None = None,
-    ) -> str | None:
+    ) -> None:
         blob = self._blob(name)
         if cache_control is not None:
             blob.cache_control = cache_control
         file = _ProgressReader(data, on_progress) if on_progress else io.BytesIO(data)
         with _google_errors(f"{self.location}/{name}"):
             blob.upload_from_file(file, size=len(data), checksum="crc32c")
-        return str(blob.generation)
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError), _google_errors(f"{self.location}/{name}"):
+            self._blob(name).delete()
 
     def _blob(self, name: str) -> Any:
         return self._bucket.blob(self._prefix + name)
@@ -257,20 +314,47 @@ class GcsStorage:
 @contextlib.contextmanager
 def _google_errors(where: str) -> Iterator[None]:
     """Convert the Google client's errors to FileNotFoundError, AccessError or OSError."""
-    from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
+    import requests
+    from google.api_core.exceptions import (
+        Forbidden,
+        GoogleAPIError,
+        NotFound,
+        RetryError,
+        Unauthorized,
+    )
     from google.auth.exceptions import GoogleAuthError, TransportError
 
     way_out = "use Application Default Credentials that may list, read and write there"
+    # `from None`, and no word of Google's: they may quote a token or a key.
     try:
         yield
-    except NotFound as error:
-        raise FileNotFoundError(f"{where} does not exist") from error
+    except NotFound:
+        raise FileNotFoundError(f"{where} does not exist") from None
     except (Forbidden, Unauthorized) as error:
-        raise AccessError(f"{where} denies access (HTTP {error.code:d}); {way_out}") from error
-    except (GoogleAPIError, TransportError) as error:
-        raise OSError(f"{where}: {error}") from error
+        raise AccessError(f"{where} denies access (HTTP {error.code:d}); {way_out}") from None
+    except (GoogleAPIError, TransportError, requests.RequestException) as error:
+        last = error.cause if isinstance(error, RetryError) else error
+        raise OSError(f"{where}: {_network_problem(last)}") from None
     except GoogleAuthError as error:
-        raise AccessError(f"{where}: the credentials fail ({error}); {way_out}") from error
+        raise AccessError(
+            f"{where}: the credentials get no token ({type(error).__name__}); {way_out}"
+        ) from None
+
+
+def _network_problem(error: BaseException | None) -> str:
+    """Describe an error of requests, or of a server, without its text."""
+    import requests
+
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the server's certificate is not trusted; set SSL_CERT_FILE if it is your own"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy (https_proxy) refuses the connection, or cannot be reached"
+    if isinstance(error, requests.exceptions.Timeout):
+        return "no answer in time; check the network"
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return "no connection; check the network, the proxy and STORAGE_EMULATOR_HOST"
+    code = getattr(error, "code", None)
+    return f"HTTP {code:d}" if code else f"the request failed ({type(error).__name__})"
 
 
 class _ProgressReader(io.BytesIO):
@@ -297,7 +381,7 @@ def crc32c_base64(data: bytes | memoryview) -> str:
 def _read_with_retries(store: stores.Store, name: str, start: int, end: int | None) -> bytes:
     try:
         for attempt in stamina.retry_context(
-            on=stores.TransientError,
+            on=TransientError,
             attempts=READ_ATTEMPTS,
             timeout=None,
             wait_initial=0.1,
@@ -306,7 +390,7 @@ def _read_with_retries(store: stores.Store, name: str, start: int, end: int | No
         ):
             with attempt:
                 return bytes(store.read(name, start, end))
-    except stores.TransientError as error:
+    except TransientError as error:
         raise OSError(
             f"{store.location}/{name}: {error} after {READ_ATTEMPTS} attempts; run the same command"
             " again once it can be read"

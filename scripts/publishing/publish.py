@@ -1,9 +1,16 @@
-"""Write a model to a storage, in the form that `weights.pull` reads."""
+"""Write a model to a storage, in the form that `weights.pull` reads.
+
+The name of every object that a service reads depends on its content, and the manifest, which names
+these objects, is written last. So a prefix can be pulled at every moment: a pull that began before
+reads the old objects, a later one the new ones. `scripts/remove_old_weights.py` removes old ones.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 from tqdm import tqdm
 
@@ -11,7 +18,6 @@ from clip_embed.checkpoint.manifest import (
     BLOCK_SIZE,
     CONFIG_NAME,
     MANIFEST_NAME,
-    SHARD_SUFFIX,
     TOKENIZER_NAME,
     Manifest,
     PublishedFile,
@@ -25,21 +31,27 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 def publish(model: Model, storage: Storage) -> None:
-    """Write all files of `model`, the manifest last. Skip files that are there already."""
+    """Write all files of `model`, the manifest last. Skip files that are there already.
+
+    Raises AccessError or OSError.
+    """
     with tqdm(total=0, unit="B", unit_scale=True, desc="publish", dynamic_ncols=True) as bar:
         uploader = _Uploader(storage, bar)
-        files = [
-            uploader.put(CONFIG_NAME, json.dumps(model.config, indent=1).encode()),
-            uploader.put(TOKENIZER_NAME, tokenizer_json()),
-        ]
+        config, tokenizer = json.dumps(model.config, indent=1).encode(), tokenizer_json()
+        files = [uploader.put_file(CONFIG_NAME, config)]
+        files.append(uploader.put_file(TOKENIZER_NAME, tokenizer))
         weight_map: dict[str, str] = {}
+        stored = 0
         for shard in shards(model.tensors):
-            files.append(uploader.put(shard.name, shard.data))
-            weight_map |= dict.fromkeys(shard.tensor_names, shard.name)
-        stored = sum(file.size for file in files if file.name.endswith(SHARD_SUFFIX))
-        files.append(uploader.put(INDEX_NAME, _index_json(weight_map, stored)))
-        # Public objects are cached for an hour by default (Cloud Storage, "Cache-Control"). An old
-        # manifest names generations that no longer exist.
+            file = uploader.put_file(shard.name, shard.data)
+            files.append(file)
+            stored += file.size
+            weight_map |= dict.fromkeys(shard.tensor_names, file.stored_as)
+        # For other tools, under the names that they know. The service reads none of these.
+        uploader.put(CONFIG_NAME, config)
+        uploader.put(TOKENIZER_NAME, tokenizer)
+        uploader.put(INDEX_NAME, _index_json(weight_map, stored))
+        # Public objects are cached for an hour by default (Cloud Storage, "Cache-Control").
         document = Manifest(model.name, model.source, tuple(files)).to_json()
         uploader.put(MANIFEST_NAME, document, cache_control="no-store")
     full = sum(tensor.numel() * 4 for tensor in model.tensors.values())
@@ -51,8 +63,14 @@ def publish(model: Model, storage: Storage) -> None:
     )
 
 
+def content_name(name: str, data: bytes) -> str:
+    """Return the name under which `data` is stored: `name` with a hash before its suffix."""
+    path = PurePosixPath(name)
+    return f"{path.stem}-{hashlib.sha256(data).hexdigest()[:16]}{path.suffix}"
+
+
 def _index_json(weight_map: Mapping[str, str], total_size: int) -> bytes:
-    """Return Hugging Face's index of shards. weight_map: tensor name → shard name."""
+    """Return Hugging Face's index of shards. weight_map: tensor name → name of the object."""
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     return json.dumps(index, indent=1).encode()
 
@@ -64,25 +82,30 @@ class _Uploader:
         self._storage, self._bar = storage, bar
         self.bytes_written = self.bytes_skipped = 0
 
-    def put(self, name: str, data: bytes, *, cache_control: str | None = None) -> PublishedFile:
-        """Write `data` unless it is there already. Return its entry in the manifest."""
+    def put_file(self, name: str, data: bytes) -> PublishedFile:
+        """Write a file of the model under a name of its content. Return its entry."""
+        stored_as = content_name(name, data)
+        checksum = self.put(stored_as, data)
+        return PublishedFile(name, stored_as, len(data), checksum, _block_checksums(data))
+
+    def put(self, name: str, data: bytes, *, cache_control: str | None = None) -> str:
+        """Write `data` as `name` unless it is there already. Return its crc32c."""
         self._bar.total += len(data)
         begin = self._bar.n
         checksum = crc32c_base64(data)
         present = self._storage.version(name)
         if present is not None and present.crc32c == checksum:
-            generation = present.generation
             self.bytes_skipped += len(data)
             self._bar.update(len(data))
         else:
-            generation = self._storage.write(
+            self._storage.write(
                 name,
                 data,
                 cache_control=cache_control,
                 on_progress=lambda sent: self._move_bar(begin + sent),
             )
             self.bytes_written += len(data)
-        return PublishedFile(name, len(data), checksum, generation, _block_checksums(data))
+        return checksum
 
     def _move_bar(self, position: int) -> None:
         self._bar.update(position - self._bar.n)

@@ -32,19 +32,22 @@ def narrow(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[Shard]:
-    """Yield the shards that hold `tensors`, in order."""
-    groups: list[dict[str, torch.Tensor]] = [{}]
+    """Yield the shards that hold `tensors`, in order. Only one is in memory at a time: tensors are
+    narrowed twice, first to learn their sizes."""
+    groups: list[list[str]] = [[]]
     free = SHARD_BYTES
     for name, tensor in tensors.items():
-        stored = narrow(tensor)
-        if stored.nbytes > free and groups[-1]:
-            groups.append({})
+        size = narrow(tensor).nbytes
+        if size > free and groups[-1]:
+            groups.append([])
             free = SHARD_BYTES
-        groups[-1][name] = stored
-        free -= stored.nbytes
-    for number, group in enumerate(groups, 1):
+        groups[-1].append(name)
+        free -= size
+    for number, names in enumerate(groups, 1):
         yield Shard(
             f"model-{number:05}-of-{len(groups):05}{SHARD_SUFFIX}",
-            safetensors.torch.save(group, metadata={"format": "pt"}),
-            tuple(group),
+            safetensors.torch.save(
+                {name: narrow(tensors[name]) for name in names}, metadata={"format": "pt"}
+            ),
+            tuple(names),
         )

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.paths import ROOT
+from tests.helpers.range_server import Answer, RangeServer
 
 SLOW = (
     *("torchvision", "timm", "transformers", "open_clip", "huggingface_hub", "torch._dynamo"),
@@ -29,6 +32,41 @@ def test_setup_imports_nothing_slow_but_torch(tiny_model: Path) -> None:
         text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["[] False True"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("", "LocationError: CLIP_WEIGHTS is not set"),
+        ("ftp://host/clip", "LocationError: CLIP_WEIGHTS begins with ftp://"),
+        ("/nowhere", "LocationError: /nowhere holds no manifest.json"),
+        ("{web}/nowhere", "LocationError: {web}/nowhere holds no manifest.json"),
+        ("{web}/refused", "AccessError: {web}/refused/manifest.json refuses access (HTTP 403)"),
+    ],
+)
+def test_location_that_cannot_work_fails_before_torch_is_imported(
+    location: str, says: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, predict\n"
+        "try: predict.Predictor().setup()\n"
+        "except Exception as error: print(f'{type(error).__name__}: {error}')\n"
+        "print('torch' in sys.modules)"
+    )
+    with RangeServer(tmp_path) as server:
+        server.fault = lambda request, answer: (
+            Answer(403) if request.path.startswith("refused") else answer
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "CLIP_WEIGHTS": location.format(web=server.url)},
+            capture_output=True,
+            text=True,
+        )
+        *_, message, imported = done.stdout.splitlines()
+        assert message.startswith(says.format(web=server.url)), done.stdout + done.stderr
+        assert imported == "False"
 
 
 def test_modules_are_imported_from_the_checkout(tmp_path: Path) -> None:

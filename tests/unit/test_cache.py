@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -106,8 +107,8 @@ def test_damaged_cached_file_is_replaced(server: RangeServer, tmp_path: Path, da
 def test_cache_path_depends_on_the_content(tmp_path: Path) -> None:
     """A republished model with the same file names shares no file with the old one."""
     cache = Cache(tmp_path)
-    old = PublishedFile("model.safetensors", 4, "AAAAAA==", None, ("AAAAAA==",))
-    new = PublishedFile("model.safetensors", 4, "AAAAAQ==", None, ("AAAAAQ==",))
+    old = PublishedFile("model.safetensors", "a", 4, "AAAAAA==", ("AAAAAA==",))
+    new = PublishedFile("model.safetensors", "b", 4, "AAAAAQ==", ("AAAAAQ==",))
     assert cache.path(old) != cache.path(new)
 
 
@@ -193,7 +194,7 @@ def test_old_partial_files_are_removed(server: RangeServer, tmp_path: Path) -> N
 
 def test_writer_rejects_a_file_of_the_wrong_size(tmp_path: Path) -> None:
     """The error names both sizes, and no file remains."""
-    file = PublishedFile("a.safetensors", 5, "AAAAAA==", None, ("AAAAAA==",))
+    file = PublishedFile("a.safetensors", "a", 5, "AAAAAA==", ("AAAAAA==",))
     with (
         pytest.raises(OSError, match=r"a\.safetensors: 3 bytes written of 5"),
         Cache(tmp_path).writer(file) as output,
@@ -211,4 +212,62 @@ def test_fill_cache_retries_transient_errors(server: RangeServer, tmp_path: Path
     thread = pull.fill_cache()
     assert thread is not None
     thread.join(30)
+    assert len(cached_files(tmp_path / "cache")) == 3
+
+
+# --- sharing and size -----------------------------------------------------------------------
+
+
+def test_every_user_may_read_a_cached_file(tmp_path: Path) -> None:
+    previous = os.umask(0o077)
+    try:
+        [path] = write_files(Cache(tmp_path / "cache"), "a")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def write_files(cache: Cache, *names: str) -> list[Path]:
+    """Write files of 100 bytes to the cache, each a minute younger than the one before."""
+    paths = []
+    for age, name in enumerate(names):
+        with cache.writer(file_of(name)) as output:
+            output.write(bytes(100))
+        paths.append(cache.path(file_of(name)))
+        os.utime(paths[-1], (0, 1000 + 60 * age))
+    return paths
+
+
+def file_of(name: str) -> PublishedFile:
+    return PublishedFile(name, name, 100, "AAAAAA==", ("AAAAAA==",))
+
+
+def test_files_that_were_not_used_for_longest_are_evicted(tmp_path: Path) -> None:
+    """Files of other names are neither counted nor removed."""
+    cache = Cache(tmp_path, max_bytes=300)
+    (tmp_path / "notes.txt").write_bytes(bytes(1000))
+    paths = write_files(cache, "a", "b", "c", "d")
+    cache.evict([file_of("a")])
+    assert [path.exists() for path in paths] == [True, False, True, True]
+    cache.evict([file_of("d")])
+    assert (tmp_path / "notes.txt").exists()
+    assert [path.exists() for path in paths] == [True, False, True, True]
+
+
+def test_files_in_use_are_kept_whatever_their_size(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=1)
+    paths = write_files(cache, "a", "b", "c")
+    cache.evict([file_of("a"), file_of("c")])
+    assert [path.exists() for path in paths] == [True, False, True]
+
+
+def test_fill_cache_evicts_other_models(server: RangeServer, tmp_path: Path) -> None:
+    [old] = write_files(Cache(tmp_path / "cache"), "old")
+    with weights.pull(server.url, cache=str(tmp_path / "cache"), cache_bytes=10) as pull:
+        for _ in pull.blocks():
+            pass
+        thread = pull.fill_cache()
+        assert thread is not None
+        thread.join(30)
+    assert not old.exists()
     assert len(cached_files(tmp_path / "cache")) == 3

@@ -15,7 +15,7 @@ from clip_embed.checkpoint.manifest import BLOCK_SIZE, PublishedFile
 
 
 def make_blocks(count: int) -> list[BlockRange]:
-    return block_ranges(PublishedFile("model.safetensors", count * BLOCK_SIZE, "", None, ()))
+    return block_ranges(PublishedFile("model.safetensors", "a", count * BLOCK_SIZE, "", ()))
 
 
 def take_all(queue: DownloadQueue, count: int) -> list[Request]:
@@ -37,13 +37,13 @@ def _hedge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_block_ranges_cover_the_file() -> None:
     """Each block has 8 MiB, the last one is shorter; an empty file has no blocks."""
     assert BLOCK_SIZE == 8 * 2**20
-    file = PublishedFile("model.safetensors", 2 * BLOCK_SIZE + 5, "", None, ())
+    file = PublishedFile("model.safetensors", "a", 2 * BLOCK_SIZE + 5, "", ())
     assert [(block.index, block.start, block.end) for block in block_ranges(file)] == [
         (0, 0, BLOCK_SIZE),
         (1, BLOCK_SIZE, 2 * BLOCK_SIZE),
         (2, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 5),
     ]
-    assert block_ranges(PublishedFile("empty", 0, "", None, ())) == []
+    assert block_ranges(PublishedFile("empty", "empty", 0, "", ())) == []
 
 
 def test_take_returns_blocks_in_order() -> None:

@@ -9,18 +9,18 @@ from clip_embed.checkpoint import fetch
 from clip_embed.checkpoint.download_queue import block_ranges
 from clip_embed.checkpoint.fetch import BUSY_RETRY, RETRY, RetryPolicy, fetch_block, fetch_manifest
 from clip_embed.checkpoint.manifest import PublishedFile, encode_checksum
-from clip_embed.checkpoint.stores import TransientError
 from clip_embed.errors import (
     AccessError,
     CorruptError,
     LocationError,
     ManifestError,
     TransferError,
+    TransientError,
 )
 
 DATA = b"published bytes"
 CHECKSUM = encode_checksum(crc32c.crc32c(DATA))
-FILE = PublishedFile("model.safetensors", len(DATA), CHECKSUM, "7", (CHECKSUM,))
+FILE = PublishedFile("model.safetensors", "model-1a.safetensors", len(DATA), CHECKSUM, (CHECKSUM,))
 [BLOCK] = block_ranges(FILE)
 
 
@@ -31,12 +31,10 @@ class FakeStore:
 
     def __init__(self, *results: bytes | Exception) -> None:
         self._results = list(results)
-        self.requests: list[tuple[str, int, int | None, str | None]] = []
+        self.requests: list[tuple[str, int, int | None]] = []
 
-    def read(
-        self, name: str, start: int = 0, end: int | None = None, generation: str | None = None
-    ) -> memoryview:
-        self.requests.append((name, start, end, generation))
+    def read(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
+        self.requests.append((name, start, end))
         result = self._results.pop(0) if len(self._results) > 1 else self._results[0]
         if isinstance(result, Exception):
             raise result
@@ -59,10 +57,10 @@ def busy() -> TransientError:
     return TransientError("HTTP 429", busy=True)
 
 
-def test_block_is_requested_by_range_and_generation() -> None:
+def test_block_is_requested_by_range_from_the_stored_object() -> None:
     store = FakeStore(DATA)
     assert bytes(fetch_block(store, BLOCK, always)) == DATA
-    assert store.requests == [("model.safetensors", 0, len(DATA), "7")]
+    assert store.requests == [("model-1a.safetensors", 0, len(DATA))]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_attempts_are_limited(
     failure: bytes | Exception, attempts: int, error: type[Exception], message: str
 ) -> None:
     store = FakeStore(failure)
-    with pytest.raises(error, match=f"^gs://bucket/clip/model.safetensors: {message}"):
+    with pytest.raises(error, match=f"^gs://bucket/clip/model-1a.safetensors: {message}"):
         fetch_block(store, BLOCK, always)
     assert len(store.requests) == attempts
 

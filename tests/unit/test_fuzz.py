@@ -28,14 +28,14 @@ FILE = some.fixed_dictionaries(
         | JSON,
         "size": SIZES,
         "crc32c": some.sampled_from(["AAAAAA==", "AAAA"]) | JSON,
-        "generation": some.none() | some.just("1") | JSON,
+        "stored_as": some.sampled_from(["a", "tokenizer.json", "../a"]) | JSON,
         "blocks": some.lists(some.just("AAAAAA=="), max_size=3) | JSON,
     }
 )
 MANIFEST = some.fixed_dictionaries(
     {
         "format": some.just("clip-embed-weights"),
-        "version": some.just(1) | JSON,
+        "version": some.sampled_from([1, 2]) | JSON,
         "block_size": some.just(8 * 2**20) | JSON,
         "model": some.just("none") | JSON,
         "source": some.just("random") | JSON,

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
         "clip_embed.startup",
         *LEAVES,
     },
-    "weights": {"clip_embed.checkpoint", "clip_embed.errors"},
+    "weights": {"clip_embed.checkpoint", "clip_embed.startup", "clip_embed.errors"},
     "clip_embed": set(),
     "clip_embed.errors": set(),
     "clip_embed.settings": {"clip_embed.errors"},

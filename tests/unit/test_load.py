@@ -24,7 +24,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 def blocks_of(data: bytes, name: str = "model.safetensors") -> list[Block]:
     """Return the blocks of a shard, as a pull yields them, but smaller."""
-    file = PublishedFile(name, len(data), "", None, ())
+    file = PublishedFile(name, name, len(data), "", ())
     view = memoryview(data)
     starts = range(0, len(data), SMALL_BLOCK)
     return [Block(file, start, view[start : start + SMALL_BLOCK]) for start in starts]

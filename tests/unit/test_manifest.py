@@ -22,23 +22,22 @@ LOCATION = "gs://bucket/clip"
 CHECKSUM = "AAAAAA=="
 
 
+def published(name: str, size: int, checksum: str = CHECKSUM) -> PublishedFile:
+    blocks = (checksum,) * -(-size // BLOCK_SIZE)
+    return PublishedFile(name, f"stored-{name}", size, checksum, blocks)
+
+
 def make_manifest() -> Manifest:
     """Return a manifest of the form that publishing writes; its second shard has three blocks."""
     return Manifest(
         model="ViT-L-14-quickgelu",
         source="openai",
         files=(
-            PublishedFile("open_clip_config.json", 512, CHECKSUM, "1700000000000001", (CHECKSUM,)),
-            PublishedFile("tokenizer.json", BLOCK_SIZE, CHECKSUM, "1700000000000002", (CHECKSUM,)),
-            PublishedFile("model-00001-of-00002.safetensors", 1, "q83vEg==", None, ("q83vEg==",)),
-            PublishedFile(
-                "model-00002-of-00002.safetensors",
-                2 * BLOCK_SIZE + 1,
-                CHECKSUM,
-                "9",
-                (CHECKSUM, CHECKSUM, CHECKSUM),
-            ),
-            PublishedFile("model.safetensors.index.json", 0, CHECKSUM, None, ()),
+            published("open_clip_config.json", 512),
+            published("tokenizer.json", BLOCK_SIZE),
+            published("model-00001-of-00002.safetensors", 1, "q83vEg=="),
+            published("model-00002-of-00002.safetensors", 2 * BLOCK_SIZE + 1),
+            published("model.safetensors.index.json", 0),
         ),
     )
 
@@ -58,6 +57,18 @@ def parse_error(data: bytes) -> str:
 
 def test_parse_inverts_to_json() -> None:
     assert Manifest.parse(make_manifest().to_json(), LOCATION) == make_manifest()
+
+
+def test_manifest_of_version_1_is_read() -> None:
+    """Its files are stored under their own names; their generations are ignored."""
+    document = make_document() | {"version": 1}
+    for file in document["files"]:
+        del file["stored_as"]
+        file["generation"] = "1700000000000001"
+    manifest = Manifest.parse(json.dumps(document).encode(), LOCATION)
+    assert [file.stored_as for file in manifest.files] == [
+        file.name for file in make_manifest().files
+    ]
 
 
 def test_shards_are_the_safetensors_files() -> None:
@@ -141,7 +152,7 @@ def remove_shards(changed: Any) -> None:
         ),
         pytest.param(deleted("format"), "not a manifest of this service", id="no format"),
         pytest.param(
-            set_at("version")(2), "has format version 2; this service", id="newer version"
+            set_at("version")(3), "has format version 3; this service", id="newer version"
         ),
         pytest.param(set_at("version")("1"), "has format version '1'", id="version a string"),
         pytest.param(set_at("version")(True), "has format version True", id="version a bool"),
@@ -158,20 +169,12 @@ def remove_shards(changed: Any) -> None:
         pytest.param(deleted("files", 0), "not list open_clip_config.json", id="no config"),
         pytest.param(deleted("files", 1), "not list tokenizer.json", id="no tokenizer"),
         pytest.param(
-            set_at("files", 1)(
-                dataclasses.asdict(
-                    PublishedFile(
-                        "tokenizer.json", BLOCK_SIZE + 1, CHECKSUM, None, (CHECKSUM, CHECKSUM)
-                    )
-                )
-            ),
+            set_at("files", 1)(dataclasses.asdict(published("tokenizer.json", BLOCK_SIZE + 1))),
             "tokenizer.json with at most one block",
             id="tokenizer too large",
         ),
         pytest.param(
-            set_at("files", 0)(
-                dataclasses.asdict(PublishedFile("open_clip_config.json", 0, CHECKSUM, None, ()))
-            ),
+            set_at("files", 0)(dataclasses.asdict(published("open_clip_config.json", 0))),
             "not list open_clip_config.json",
             id="config empty",
         ),
@@ -224,17 +227,10 @@ def remove_shards(changed: Any) -> None:
             set_at("files", 3, "blocks")(None), "expected list, found None", id="no blocks"
         ),
         pytest.param(
-            set_at("files", 3, "generation")(9),
-            "expected str, found 9",
-            id="generation not a string",
+            set_at("files", 3, "stored_as")(9), "expected str, found 9", id="stored as a number"
         ),
         pytest.param(
-            set_at("files", 3, "generation")("x"), "is not a number", id="generation not a number"
-        ),
-        pytest.param(
-            set_at("files", 3, "generation")("9&alt=json"),
-            "is not a number",
-            id="generation with a query string",
+            set_at("files", 3, "stored_as")("../a"), "is not a plain file name", id="stored outside"
         ),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import weights
 from clip_embed.checkpoint import stores
 from clip_embed.errors import AccessError, LocationError, ManifestError
+from scripts.lib.storage import open_storage
 from tests.helpers.published_model import BLOCK, EmulatorBucket, pull_error
 from tests.helpers.range_server import RangeServer
 
@@ -26,6 +27,13 @@ from tests.helpers.range_server import RangeServer
         pytest.param("ftp://host/clip", "begins with ftp://", id="ftp"),
         pytest.param("s3://bucket/clip", "begins with s3://", id="s3"),
         pytest.param("gs://", "'gs://', which has no host", id="gs without bucket"),
+        pytest.param("gs://bucket//clip", "a segment that is empty", id="empty segment"),
+        pytest.param("gs://bucket/a/../clip", "a segment that is empty, '.'", id="parent segment"),
+        pytest.param("https://host/a/./clip", "a segment that is empty, '.'", id="dot segment"),
+        pytest.param("gs://bucket/a\tb", "control character", id="tab"),
+        pytest.param("/weights/a\nb", "control character", id="line break in a directory"),
+        pytest.param("gs://Bucket/clip", "'Bucket' is no name of a bucket", id="capital letter"),
+        pytest.param("gs://b/clip", "'b' is no name of a bucket", id="short name of a bucket"),
         pytest.param("gs:///clip", "has no host", id="gs without bucket, with prefix"),
         pytest.param("https://", "has no host", id="https without host"),
         pytest.param("https:///clip", "has no host", id="https without host, with path"),
@@ -36,11 +44,15 @@ from tests.helpers.range_server import RangeServer
     ],
 )
 def test_malformed_location_is_refused(location: str | None, message: str) -> None:
-    """The error lists the three forms of a location."""
+    """The error lists the three forms of a location, or names what is wrong with this one.
+    Publishing refuses the same locations."""
     error = pull_error(location)
     assert isinstance(error, LocationError)
     assert message in str(error)
-    assert "set CLIP_WEIGHTS to gs://bucket/prefix, https://host/prefix or a dir" in str(error)
+    listed = "set CLIP_WEIGHTS to gs://bucket/prefix, https://host/prefix or a dir" in str(error)
+    assert listed or str(error).startswith("CLIP_WEIGHTS ")
+    with pytest.raises(ValueError, match="cannot be used"):
+        open_storage(location or "")
 
 
 @pytest.mark.parametrize(

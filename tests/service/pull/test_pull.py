@@ -15,14 +15,13 @@ import pytest
 
 import weights
 from clip_embed.errors import LocationError, WeightsError
-from tests.helpers.faults import at, status
+from tests.helpers.faults import status
 from tests.helpers.paths import ROOT
 from tests.helpers.published_model import (
     BLOCK,
     EmulatorBucket,
     checksum,
     collect,
-    manifest_of,
     published,
 )
 from tests.helpers.range_server import Answer, RangeServer, Request
@@ -59,17 +58,6 @@ def test_pull_delivers_every_block_once(location: str, model: Path) -> None:
     """The blocks of every shard, together, are the published bytes."""
     with weights.pull(location) as pull:
         assert collect(pull) == published(model)
-
-
-def test_pull_over_http_ignores_generations(web_server: RangeServer, url: str, model: Path) -> None:
-    """A model that was copied from a bucket to a web server keeps the generations in its manifest,
-    where they do not apply."""
-    names = [path.name for path in model.iterdir()]
-    described = manifest_of(model, dict.fromkeys(names, "1700000000000001"))
-    web_server.fault = at("manifest.json", lambda request, answer: Answer(200, described))
-    with weights.pull(url) as pull:
-        assert collect(pull) == published(model)
-        assert pull.manifest.files[0].generation == "1700000000000001"
 
 
 def test_pull_exposes_the_manifest(url: str, model: Path) -> None:

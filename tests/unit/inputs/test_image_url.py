@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import re
 import socket
@@ -16,9 +14,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from clip_embed.errors import DownloadError
 from clip_embed.inputs import image_url, public_address
@@ -31,6 +26,7 @@ from clip_embed.inputs.image_url import (
 )
 from clip_embed.inputs.public_address import is_public
 from scripts.lib.hostile_web_server import PICTURE, HostileWebServer
+from tests.helpers.certificates import write_certificate
 
 
 @pytest.fixture(scope="module")
@@ -291,27 +287,7 @@ def test_name_is_the_last_part_of_the_url(url: str, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a file with a self-signed certificate of 127.0.0.1 and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + private)
-    return str(path)
+    return write_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def test_untrusted_certificate_is_an_error(certificate: str) -> None:
