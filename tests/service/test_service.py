@@ -30,8 +30,9 @@ from PIL import Image
 import predict
 from clip_embed.errors import NoInputError
 from scripts.lib.cog_server import SCHEMA, CogServer
-from tests.helpers import unwell_predict
+from tests.helpers import google_accounts, private_bucket_predict, unwell_predict
 from tests.helpers.paths import PHOTOS, ROOT
+from tests.helpers.range_server import Answer, RangeServer
 
 CAT = ROOT / "examples" / "cat.jpg"
 
@@ -356,6 +357,33 @@ def test_failed_setup_is_explained_in_the_health_check(
     assert status == "SETUP_FAILED"
     assert sentence in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("kind", ["escaped twice", "letters lowered"])
+def test_health_check_does_not_show_a_broken_key(kind: str, tmp_path: Path) -> None:
+    """The error of setup is public: /health-check needs no login."""
+    key = google_accounts.make_private_key()
+    with google_accounts.GoogleServer() as google, RangeServer(tmp_path) as cloud:
+        cloud.fault = lambda request, answer: Answer(401)
+        broken = google_accounts.broken_keys(key)[kind]
+        content = google_accounts.service_account(google, broken)
+        (tmp_path / "key.json").write_text(json.dumps(content))
+        environment = {
+            "CLIP_WEIGHTS": "gs://bucket/clip",
+            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
+            "STORAGE_EMULATOR_HOST": None,
+            private_bucket_predict.ENVIRONMENT_VARIABLE: cloud.url,
+        }
+        predictor = variant("private_bucket_predict")
+        with (
+            open(tmp_path / "log", "w") as log,
+            CogServer(environment, predictor=predictor, log=log) as server,
+        ):
+            server.wait()
+            assert "holds a damaged private key" in server.setup_log()
+            response = json.dumps(server.health())
+    shown = response + (tmp_path / "log").read_text()
+    assert google_accounts.shows_key(shown, key) is None
 
 
 def test_health_check_detects_changed_weights(tiny_model: Path, tmp_path: Path) -> None:
