@@ -38,6 +38,8 @@ _METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
 _PASSING_STATUS = (429, 500, 502, 503, 504)
 _PAUSES = (0.25, 0.5, 1.0)  # seconds; a metadata server answers 503 while a node starts
 
+# Cloud Storage gives the same answer in both cases.
+_REFUSED = "the bucket is private, or it holds no model there and may not be listed"
 _TO_PROVIDE = "mount a key and set GOOGLE_APPLICATION_CREDENTIALS, use a service account"
 _KINDS = (
     "service_account",
@@ -93,12 +95,12 @@ class Credentials:
 
     @classmethod
     def find(cls) -> Credentials:
-        """Find credentials to read a private bucket. Raises AccessError."""
+        """Find credentials to read a bucket that refuses anonymous requests. Raises AccessError."""
         try:
             return cls(*find_google_credentials(READ_ONLY))
         except AccessError as error:
             raise AccessError(
-                f"the bucket is private, and {error}; {_TO_PROVIDE}, or make the bucket public"
+                f"{_REFUSED}, and {error}; {_TO_PROVIDE}, or make the bucket public"
             ) from None
 
     def headers(self) -> dict[str, str]:
@@ -131,7 +133,7 @@ class Credentials:
                 else f"they get no token ({type(error).__name__}); renew or replace them"
             )
             raise AccessError(
-                f"the bucket is private, and the credentials {_source()} fail: {problem}"
+                f"{_REFUSED}, and the credentials {_source()} fail: {problem}"
             ) from None
 
 

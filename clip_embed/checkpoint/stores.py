@@ -104,7 +104,10 @@ class RemoteStore:
         if self._credentials is None:
             assert self._store is not None
             return self._store
-        headers = self._credentials.headers()
+        try:
+            headers = self._credentials.headers()
+        except AccessError as error:
+            raise AccessError(f"{self.location}: {error}") from None
         with self._lock:
             if self._store is None or headers != self._headers:
                 self._headers = headers
@@ -241,7 +244,10 @@ def with_credentials(store: Store) -> Store | None:
     if not isinstance(store, RemoteStore) or not store.on_cloud_storage or storage_emulator_url():
         return None
     location = parse_location(store.location)
-    return RemoteStore(location, _url_of(location), Credentials.find())
+    try:
+        return RemoteStore(location, _url_of(location), Credentials.find())
+    except AccessError as error:
+        raise AccessError(f"{location.text}: {error}") from None
 
 
 def _url_of(location: Location) -> str:

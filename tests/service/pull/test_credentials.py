@@ -188,7 +188,10 @@ def set_variable(name: str, value: str) -> Callable[[Path, pytest.MonkeyPatch], 
     return lambda folder, monkeypatch: monkeypatch.setenv(name, value)
 
 
-NONE = "the bucket is private, and there are no Application Default Credentials here"
+PRIVATE = (
+    f"{LOCATION}: the bucket is private, or it holds no model there and may not be listed, and "
+)
+NONE = f"{PRIVATE}there are no Application Default Credentials here"
 BROKEN = {
     "none": (lambda folder, monkeypatch: None, NONE),
     "variable empty": (set_variable("GOOGLE_APPLICATION_CREDENTIALS", ""), NONE),
@@ -240,9 +243,14 @@ def test_broken_credentials_do_not_matter_for_a_public_bucket(
     cloud.fault = private
     begin = time.monotonic()
     error = pull_error(LOCATION)
-    record(kind, public, str(error).replace(str(tmp_path), "…"), time.monotonic() - begin)
+    record(
+        kind,
+        public,
+        str(error).removeprefix(PRIVATE).replace(str(tmp_path), "…"),
+        time.monotonic() - begin,
+    )
     assert isinstance(error, AccessError)
-    assert str(error).startswith("the bucket is private, and ")
+    assert str(error).startswith(PRIVATE)
     assert says in str(error)
     assert "set GOOGLE_APPLICATION_CREDENTIALS" in str(error)
     assert str(error).endswith(", or make the bucket public")
@@ -259,7 +267,7 @@ def test_silent_metadata_server_fails_within_the_manifest_deadline(
     begin = time.monotonic()
     error = pull_error(LOCATION)
     elapsed = time.monotonic() - begin
-    record("metadata server, silent", public, str(error), elapsed)
+    record("metadata server, silent", public, str(error).removeprefix(PRIVATE), elapsed)
     assert elapsed < weights.MANIFEST_SECONDS
     assert isinstance(error, AccessError)
     assert f"{NONE}: Google's metadata server did not answer" in str(error)
