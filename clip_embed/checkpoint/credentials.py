@@ -64,10 +64,13 @@ def find_google_credentials(
     try:
         credentials = _within(ANSWER_SECONDS, lambda: _load(scope, request))
     except TimeoutError:
-        raise AccessError(
-            "there are no Application Default Credentials here: Google's metadata server did not"
-            f" answer within {ANSWER_SECONDS:.0f} s"
-        ) from None
+        silent = (
+            f"the credentials {_source()} were not loaded"
+            if google_credentials_file()
+            else "there are no Application Default Credentials here: Google's metadata server did"
+            " not answer"
+        )
+        raise AccessError(f"{silent} within {ANSWER_SECONDS:.0f} s") from None
     except Exception as error:
         # `from None`: google-auth may quote the key, byte by byte.
         raise AccessError(_explain_missing(error)) from None
