@@ -2,10 +2,19 @@
 
     publish_weights.py SOURCE DEST [--model NAME]
 
-SOURCE  an open_clip pretrained tag ("openai"), a checkpoint file (.pt, .pth, .bin or .safetensors),
-        or random:SEED for an untrained network (tests, benchmarks)
+SOURCE  what it is, is recognized by its content:
+        - OpenAI's ViT-L-14.pt, as `clip.load` downloads it; its code is not run
+        - a checkpoint of open_clip or transformers (.pt, .pth, .bin, .ckpt, .safetensors)
+        - a directory with open_clip_config.json or config.json, shards and their index included
+        - hf-hub:ORG/NAME (open_clip) or ORG/NAME (transformers), of the Hugging Face hub
+        - an open_clip pretrained tag: openai, laion2b_s32b_b82k
+        - random:SEED, an untrained network for tests and benchmarks
 DEST    gs://bucket/prefix or a directory
-NAME    an open_clip model name, or a JSON file like open_clip's model configs
+NAME    an open_clip model name, also as ViT-L/14@336px, or a JSON file like open_clip's model
+        configs; needed only if SOURCE does not tell it
+
+The activation and the normalization are taken from SOURCE. If it does not state them, the choice is
+printed, and --quick-gelu, --no-quick-gelu, --mean and --std set it.
 
 Every tensor is stored as float16 if all of its values survive that bit for bit, else as float32.
 The manifest is written last, so that an interrupted publication is not mistaken for a model. Run
@@ -15,9 +24,10 @@ the same command again to write only the files that are missing or different.
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 
 from clip_embed.errors import AccessError, ModelError
-from scripts.publishing import DEFAULT_MODEL
 
 
 def main() -> None:
@@ -26,25 +36,90 @@ def main() -> None:
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DEST")
-    parser.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL)
+    parser.add_argument("--model", metavar="NAME")
+    parser.add_argument(
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="the activation, if SOURCE does not state it",
+    )
+    parser.add_argument("--mean", metavar="R,G,B", help="of pixels in 0-1, if SOURCE does not say")
+    parser.add_argument("--std", metavar="R,G,B", help="the same")
     arguments = parser.parse_args()
+    try:
+        _publish(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    """Publish what the arguments describe. Raises SystemExit with one sentence."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # stderr is for progress and for one sentence
     # Here, and not above: torch takes seconds to import, and --help does not need it.
     from scripts.lib.storage import open_storage
+    from scripts.publishing.errors import SourceError, redact
+    from scripts.publishing.preprocessing import parse_triple
+
+    destination = redact(arguments.destination)
+    mean, std = (
+        None if text is None else parse_triple(text, option)
+        for text, option in ((arguments.mean, "--mean"), (arguments.std, "--std"))
+    )
+    if not arguments.source.strip():
+        raise SourceError("SOURCE is empty; give a file, a directory, hf-hub:ORG/NAME or a tag")
+    if not arguments.destination.strip():
+        raise SourceError("DEST is empty; give gs://bucket/prefix or a directory")
+    try:
+        # Before the source is fetched, which may take an hour.
+        storage = open_storage(arguments.destination, allow_anonymous=False)
+        storage.check_writable()
+    except ValueError as error:
+        print(f"DEST is {redact(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except AccessError as error:
+        raise SourceError(_begin_with(destination, str(error))) from error
+    except OSError as error:
+        raise SourceError(_describe(error, destination)) from error
+
     from scripts.publishing.model import read_model
     from scripts.publishing.publish import publish
 
     try:
-        storage = open_storage(arguments.destination, allow_anonymous=False)
-    except ValueError as error:
-        parser.error(f"DEST is {error}")
-    except AccessError as error:
-        raise SystemExit(f"{arguments.destination}: {error}") from error
-    try:
-        publish(read_model(arguments.source, arguments.model), storage)
+        model = read_model(
+            arguments.source,
+            arguments.model,
+            quick_gelu=arguments.quick_gelu,
+            mean=mean,
+            std=std,
+        )
     except ModelError as error:
-        raise SystemExit(f"{arguments.source}: {error}") from error
-    except AccessError as error:
-        raise SystemExit(str(error)) from error
+        raise SourceError(f"{redact(arguments.source)}: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise SourceError(f"{redact(arguments.source)} cannot be read: {reason}") from error
+    try:
+        publish(model, storage)
+    except (AccessError, ModelError) as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        raise SourceError(_describe(error, destination)) from error
+
+
+def _begin_with(destination: str, message: str) -> str:
+    """Return `message` with the location in front, if it does not name it."""
+    return message if destination in message else f"{destination}: {message}"
+
+
+def _describe(error: OSError, destination: str) -> str:
+    """Return the sentence for an error of the destination."""
+    if error.strerror is None:  # the storage wrote a whole sentence
+        return _begin_with(destination, str(error))
+    file = f" ({error.filename})" if error.filename else ""
+    return (
+        f"{destination} cannot be written: {error.strerror}{file}; correct that and run the same"
+        " command again"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 from pathlib import Path
@@ -18,6 +19,7 @@ _MERGES = 49152 - 256 - 2
 _WORDS = r"<ſtart_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
+@functools.cache
 def tokenizer_json() -> bytes:
     """Return CLIP's tokenizer, made from open_clip's vocabulary.
 
