@@ -205,6 +205,7 @@ _TRANSIENT_PROBLEMS = {
     "Timeout": "timed out",
     "ConnectionReset": "the server closed the connection",
     "IncompleteMessage": "the server closed the connection",
+    "UnexpectedEof": "the server closed the connection",
     "Parse": "the response is not HTTP",
 }
 
