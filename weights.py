@@ -35,7 +35,7 @@ from clip_embed.checkpoint.manifest import (
     PublishedFile,
 )
 from clip_embed.checkpoint.stores import Store, open_store
-from clip_embed.errors import TransferError, WeightsError
+from clip_embed.errors import SettingError, TransferError, WeightsError
 from clip_embed.startup.cpu_quota import usable_cpus
 
 log = logging.getLogger("clip_embed.weights")
@@ -306,6 +306,8 @@ class Pull:
             self._start_workers(store, manifest)
         except WeightsError as error:
             self._fail(error)
+        except SettingError as error:
+            self._fail(WeightsError(str(error)))
         except BaseException as error:
             # A panic in obstore is a BaseException; record it, so that waiters do not hang, and not
             # its text, which may hold a secret.

@@ -133,9 +133,11 @@ def google_credentials_file() -> tuple[str, Path] | None:
     """
     if name := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return "GOOGLE_APPLICATION_CREDENTIALS", Path(name)
-    folder = os.environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config" / "gcloud"
-    path = Path(folder) / "application_default_credentials.json"
-    return ("gcloud", path) if path.is_file() else None
+    # os.path never raises, whatever the home directory is.
+    home = os.path.join(os.path.expanduser("~"), ".config", "gcloud")
+    folder = os.environ.get("CLOUDSDK_CONFIG") or home
+    path = os.path.join(folder, "application_default_credentials.json")
+    return ("gcloud", Path(path)) if os.path.isfile(path) else None
 
 
 def billing_project(environment: Mapping[str, str] = os.environ) -> str | None:

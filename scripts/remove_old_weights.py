@@ -1,13 +1,16 @@
 """Remove the files of earlier publications from a bucket or a directory.
 
-    remove_old_weights.py LOCATION [--older-than HOURS] [--dry-run]
+    remove_old_weights.py LOCATION [--older-than HOURS] [--version-1] [--dry-run]
 
 LOCATION  gs://bucket/prefix or a directory, as it was given to publish_weights.py
 
 Publishing again leaves the old files, so that services which are starting at that moment still find
-them. This removes every file that publish_weights.py has written there, that the manifest does not
-name, and that is older than HOURS (by default 24). Other files stay. Do not run it while a model is
-being published there.
+them. This removes every file with a hash in its name, as publish_weights.py writes them, that the
+manifest does not name. It removes none before the last publication, and the file, are HOURS old (by
+default 24). Do not run it while a model is being published there.
+
+--version-1 also removes model-0000N-of-0000M.safetensors, as format version 1 had them, and as
+transformers writes them, too: leave it out if such a checkpoint of your own lies there.
 """
 
 from __future__ import annotations
@@ -20,28 +23,42 @@ from clip_embed.checkpoint.manifest import MANIFEST_NAME, Manifest
 from clip_embed.errors import AccessError, ManifestError
 from scripts.lib.storage import Storage, open_storage
 
-# Names with a hash, and those of format version 1.
-_PUBLISHED = re.compile(
-    r"model-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.safetensors"
-    r"|(open_clip_config|tokenizer)-[0-9a-f]{16}\.json"
+_HASHED = re.compile(
+    r"(model-\d{5}-of-\d{5}-[0-9a-f]{16}\.safetensors"
+    r"|(open_clip_config|tokenizer)-[0-9a-f]{16}\.json)"
 )
+_VERSION_1 = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
-def old_files(storage: Storage, older_than: float) -> list[str]:
-    """Return the files of earlier publications that are older than so many seconds.
+def old_files(storage: Storage, older_than: float, version_1: bool = False) -> list[str]:
+    """Return the files of earlier publications; none if the manifest is not so many seconds old.
 
+    A service that is starting may have read the manifest before the last one.
     Raises FileNotFoundError without a manifest, ManifestError if it is malformed.
     """
     manifest = Manifest.parse(storage.read(MANIFEST_NAME), storage.location)
     current = {file.stored_as for file in manifest.files}
-    found = []
-    for name in storage.names():
-        if name in current or not _PUBLISHED.fullmatch(name):
-            continue
+
+    def is_old(name: str) -> bool:
         version = storage.version(name)
-        if version is not None and time.time() - version.modified > older_than:
-            found.append(name)
-    return found
+        return version is not None and time.time() - version.modified > older_than
+
+    if not is_old(MANIFEST_NAME):
+        return []
+    return [
+        name
+        for name in storage.names()
+        if name not in current
+        and (_HASHED.fullmatch(name) or (version_1 and _VERSION_1.fullmatch(name)))
+        and is_old(name)
+    ]
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours < float("inf"):
+        raise ValueError
+    return hours
 
 
 def main() -> None:
@@ -49,21 +66,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("location", metavar="LOCATION")
-    parser.add_argument("--older-than", metavar="HOURS", type=float, default=24.0)
+    parser.add_argument("--older-than", metavar="HOURS", type=_hours, default=24.0)
+    parser.add_argument("--version-1", action="store_true", help="see above")
     parser.add_argument("--dry-run", action="store_true", help="list the files, and keep them")
     arguments = parser.parse_args()
     try:
         storage = open_storage(arguments.location, allow_anonymous=False)
-        names = old_files(storage, arguments.older_than * 3600)
+    except ValueError as error:
+        parser.error(f"LOCATION is {error}")
+    except AccessError as error:
+        raise SystemExit(str(error)) from None
+    try:
+        names = old_files(storage, arguments.older_than * 3600, arguments.version_1)
         for name in names:
             print(name)
             if not arguments.dry_run:
                 storage.delete(name)
-    except ValueError as error:
-        parser.error(f"LOCATION is {error}")
     except FileNotFoundError:
         raise SystemExit(
-            f"{arguments.location} holds no {MANIFEST_NAME}; nothing was removed"
+            f"{storage.location} holds no {MANIFEST_NAME}; nothing was removed"
         ) from None
     except (AccessError, ManifestError, OSError) as error:
         raise SystemExit(str(error)) from None

@@ -20,8 +20,10 @@ from typing import BinaryIO
 
 from clip_embed.checkpoint.manifest import PublishedFile, decode_checksum
 
-_CACHED_NAME = re.compile(r"[0-9a-f]{8}-\d+-.")
-"""The beginning of the name of a cached file; see `Cache.path`."""
+_CACHED_NAME = re.compile(
+    r"[0-9a-f]{8}-(\d+)-(open_clip_config\.json|tokenizer\.json|.+\.safetensors)"
+)
+"""The name of a cached file with its size; see `Cache.path`."""
 
 
 class Cache:
@@ -31,7 +33,7 @@ class Cache:
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int | None = None) -> None:
-        self.directory = Path(directory).expanduser()
+        self.directory = Path(os.path.expanduser(directory))
         self.max_bytes = max_bytes
 
     def path(self, file: PublishedFile) -> Path:
@@ -49,8 +51,12 @@ class Cache:
     def read(self, file: PublishedFile, start: int, end: int) -> memoryview | None:
         """Return bytes start to end of `file`, unverified; None if they cannot be read."""
         try:
-            with open(self.path(file), "rb", buffering=0) as cached:
-                data = os.pread(cached.fileno(), end - start, start)
+            # O_NONBLOCK: something else than a file, such as a pipe, must not stop a start.
+            descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                data = os.pread(descriptor, end - start, start)
+            finally:
+                os.close(descriptor)
         except OSError:
             return None
         return memoryview(data) if len(data) == end - start else None
@@ -62,8 +68,8 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove partial files older than an hour, which killed processes have left."""
-        with contextlib.suppress(OSError):
-            for partial in self.directory.glob(".partial-*"):
+        for partial in self.directory.glob(".partial-*"):
+            with contextlib.suppress(OSError):
                 if time.time() - partial.stat().st_mtime > 3600:
                     partial.unlink()
 
@@ -82,8 +88,9 @@ class Cache:
         sizes: dict[Path, os.stat_result] = {}
         for path in self.directory.glob("*"):
             with contextlib.suppress(OSError):  # removed by another process
-                if _CACHED_NAME.match(path.name):
-                    sizes[path] = path.stat()
+                named, status = _CACHED_NAME.fullmatch(path.name), path.stat()
+                if named and status.st_size == int(named[1]):
+                    sizes[path] = status
         excess = sum(status.st_size for status in sizes.values()) - self.max_bytes
         for path in sorted(sizes.keys() - kept, key=lambda path: sizes[path].st_mtime):
             if excess <= 0:

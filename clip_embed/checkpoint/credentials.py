@@ -9,6 +9,9 @@ No message quotes google-auth, or a file that it has read: either may show a key
 from __future__ import annotations
 
 import json
+import logging
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +39,7 @@ READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
 
 _METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
 _PASSING_STATUS = (429, 500, 502, 503, 504)
+_MAX_KEY_BYTES = 1_000_000
 _PAUSES = (0.25, 0.5, 1.0)  # seconds; a metadata server answers 503 while a node starts
 
 # Cloud Storage gives the same answer in both cases.
@@ -60,13 +64,16 @@ def find_google_credentials(
 
     Raises AccessError if there are none, or if they are broken; its message is a clause.
     """
+    file = google_credentials_file()
+    if file is not None and (problem := _unusable_file(file[1])):
+        raise AccessError(f"{_source()} {problem}")
     request = _make_request()
     try:
         credentials = _within(ANSWER_SECONDS, lambda: _load(scope, request))
     except TimeoutError:
         silent = (
-            f"the credentials {_source()} were not loaded"
-            if google_credentials_file()
+            f"{_source()} was not loaded"
+            if file
             else "there are no Application Default Credentials here: Google's metadata server did"
             " not answer"
         )
@@ -113,31 +120,40 @@ class Credentials:
         """
         with self._lock:
             if not self._credentials.valid:
-                self._refresh()
+                try:
+                    renew(self._credentials, self._request)
+                except AccessError as error:
+                    raise AccessError(f"{_REFUSED}, and {error}") from None
             headers: dict[str, str] = {}
             self._credentials.apply(headers)  # type: ignore[no-untyped-call]
         if project := billing_project():
             headers["x-goog-user-project"] = project
         return headers
 
-    def _refresh(self) -> None:
-        from google.auth.exceptions import TransportError
 
-        had_token = self._credentials.token is not None
-        try:
-            _within(ANSWER_SECONDS, lambda: self._credentials.refresh(self._request))  # type: ignore[no-untyped-call]
-        except Exception as error:
-            late = isinstance(error, TimeoutError | TransportError)
-            if late and had_token:
-                raise TransientError("Google's token service does not answer") from None
-            problem = (
-                "Google's token service does not answer; check the network and the proxy"
-                if late
-                else f"they get no token ({type(error).__name__}); renew or replace them"
-            )
-            raise AccessError(
-                f"{_REFUSED}, and the credentials {_source()} fail: {problem}"
-            ) from None
+def renew(credentials: google.auth.credentials.Credentials, request: Any) -> None:
+    """Get a new token, within ANSWER_SECONDS.
+
+    Raises AccessError if none is given, TransientError if one that replaces another is late.
+    """
+    from google.auth.exceptions import TransportError
+
+    had_token = credentials.token is not None
+    try:
+        _within(ANSWER_SECONDS, lambda: credentials.refresh(request))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        late = isinstance(error, TimeoutError | TransportError)
+        if late and had_token:
+            raise TransientError("Google's token service does not answer") from None
+        problem = (
+            "Google's token service does not answer; check the network and the proxy"
+            if late
+            else f"Google gives no token for it ({type(error).__name__}); renew or replace it"
+        )
+        raise AccessError(f"{_source()} fails: {problem}") from None
+    token = credentials.token
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        raise AccessError(f"{_source()} fails: what Google gives for it is no token; replace it")
 
 
 def google_session() -> requests.Session:
@@ -170,6 +186,8 @@ def _make_request() -> google.auth.transport.Request:
                 time.sleep(pause)
             return super().__call__(*arguments, **named)  # type: ignore[no-untyped-call]
 
+    # At DEBUG it logs URLs, and that of an external account may hold a key.
+    logging.getLogger("urllib3").setLevel(logging.INFO)
     return PatientRequest(google_session())
 
 
@@ -198,8 +216,29 @@ def _within(seconds: float, function: Callable[[], Result]) -> Result:
 
 
 def _source() -> str:
+    """Name the credentials: the file, if its name cannot be a secret, or this machine."""
     file = google_credentials_file()
-    return f"in {file[1]}" if file else "of this machine"
+    if file is None:
+        return "the account of this machine"
+    name, path = file
+    # A key that was put into the variable itself is not quoted.
+    text = str(path)
+    is_path = len(text) < 256 and "{" not in text and text.isprintable()
+    if not is_path or not (text.startswith(("/", ".", "~")) or text.endswith(".json")):
+        return f"the credentials file that {name} names"
+    return f"the credentials file {text} ({name})"
+
+
+def _unusable_file(path: Path) -> str | None:
+    """Return what is wrong with a file that google-auth must not read; None if nothing is."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None  # google-auth finds that out
+    is_stream = stat.S_ISFIFO(status.st_mode)
+    if not is_stream and (not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_KEY_BYTES):
+        return "is no key: it is no file, or a very large one"
+    return None
 
 
 def _explain_missing(error: Exception) -> str:
@@ -208,21 +247,29 @@ def _explain_missing(error: Exception) -> str:
     if file is None:
         if type(error).__name__ == "DefaultCredentialsError":
             return "there are no Application Default Credentials here"
-        return f"the credentials of this machine cannot be read ({type(error).__name__})"
-    return f"the credentials file {file[1]} ({file[0]}) {_problem_of(file[1])}"
+        return f"{_source()} cannot be read ({type(error).__name__})"
+    return f"{_source()} {_problem_of(file[1])}"
 
 
 def _problem_of(path: Path) -> str:
     try:
-        document = json.loads(path.read_bytes())
+        text = path.read_bytes().decode()
+        if text.startswith("\ufeff"):
+            return "begins with a byte order mark; save it as UTF-8 without one"
+        document = json.loads(text)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except ValueError:
+    except UnicodeDecodeError:
+        return "is not UTF-8; save it as Google delivered it"
+    except (ValueError, RecursionError):
         return "is not JSON"
     kind = document.get("type") if isinstance(document, dict) else None
     if kind not in _KINDS:
         return f"is no file of credentials: its type is none of {', '.join(_KINDS)}"
-    if kind == "service_account" and isinstance(document.get("private_key"), str):
+    required = ("private_key", "client_email", "token_uri")
+    if kind == "service_account" and all(
+        isinstance(document.get(name), str) and document[name] for name in required
+    ):
         return (
             "holds a damaged private key: its line breaks may have been lost or escaped twice, or"
             " its end is missing; copy the file as Google delivered it"

@@ -21,6 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Source: Cloud Storage, "Bucket names".
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_ONE_SLASH = re.compile(r"(gs|https?|s3|az|file):", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def parse_location(text: str | None, name: str = "CLIP_WEIGHTS", way_out: str = 
     text = text.strip()
     if _CONTROL_CHARACTER.search(text):
         raise LocationError(f"{name} holds a tab, a line break or another control character")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise LocationError(f"{name} holds bytes that are no text")
     scheme, separator, rest = text.partition("://")
+    if not separator and (almost := _ONE_SLASH.match(text)):
+        raise LocationError(f"{name} begins with {almost[1]}: without two slashes; {way_out}")
     if not separator or scheme == "file":
         return Location(text.rstrip("/") or "/", "file")
     if scheme not in ("gs", "http", "https"):

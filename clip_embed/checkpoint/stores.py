@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CLOUD_STORAGE = "https://storage.googleapis.com"
 """The XML API: an object's URL is this, its bucket and its name."""
 
+WHOLE_FILE_BYTES = 2**30
+"""Largest file that is read without a range."""
+
 _CONNECT_TIMEOUT = timedelta(seconds=4)
 _READ_TIMEOUT = timedelta(seconds=5)  # between two reads of one response
 _REQUEST_TIMEOUT = timedelta(seconds=60)
@@ -49,17 +52,26 @@ class DirectoryStore:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self._directory = Path(location.removeprefix("file://")).expanduser()
+        self._directory = Path(os.path.expanduser(location.removeprefix("file://")))
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         try:
             with open(self._directory / name, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size if end is None else end - start
-                return memoryview(os.pread(file.fileno(), size, start))
+                size = os.fstat(file.fileno()).st_size
+                if end is not None and end > size:
+                    raise TransferError(
+                        f"{self._directory / name} has only {size} bytes; copy or publish the model"
+                        " again"
+                    )
+                return memoryview(os.pread(file.fileno(), (end or size) - start, start))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(name) from error
         except PermissionError as error:
             raise AccessError(f"{self._directory / name} may not be read by this user") from error
+        except IsADirectoryError as error:
+            raise TransferError(
+                f"{self._directory / name} is a directory; publish again"
+            ) from error
         except OSError as error:
             raise TransientError(str(error)) from error
 
@@ -93,7 +105,16 @@ class RemoteStore:
         options: dict[str, Any] = {} if end is None else {"range": (start, end)}
         store = self._authorized_store()
         try:
-            return memoryview(obstore.get(store, name, options=options).bytes())  # type: ignore[arg-type]
+            result = obstore.get(store, name, options=options)  # type: ignore[arg-type]
+            first, last = result.range
+            if last - first > (WHOLE_FILE_BYTES if end is None else end - start):
+                # obstore would allocate whatever the server announces, and abort if it cannot.
+                raise TransferError(
+                    f"{self.location}/{name}: the server sends {last - first} bytes, too many"
+                )
+            return memoryview(result.bytes())
+        except TransferError:
+            raise
         except Exception as error:
             # `from None`: obstore quotes the server's response, which may quote the token.
             raise self._convert(error, f"{self.location}/{name}") from None
@@ -142,7 +163,7 @@ class RemoteStore:
         """Turn an error of obstore's into one of ours. Quotes nothing of it but a status."""
         from obstore import exceptions
 
-        detail = str(error)
+        detail = re.sub(r"https?://[^\s,]+", "", str(error))  # the location decides nothing
         # The lines after the first repeat it for obstore's developers.
         status = re.search(r"status code: (\d{3})", detail.split("\n", 1)[0])
         code = int(status.group(1)) if status else None

@@ -24,10 +24,14 @@ import crc32c
 import stamina
 
 from clip_embed.checkpoint import stores
-from clip_embed.checkpoint.credentials import find_google_credentials, google_session
+from clip_embed.checkpoint.credentials import (
+    find_google_credentials,
+    google_session,
+    renew,
+)
 from clip_embed.checkpoint.location import Location, parse_location
 from clip_embed.checkpoint.manifest import encode_checksum
-from clip_embed.errors import AccessError, LocationError, TransientError
+from clip_embed.errors import AccessError, LocationError, SettingError, TransientError
 from clip_embed.settings import billing_project, storage_emulator_url
 
 READ_ATTEMPTS = 8
@@ -107,11 +111,15 @@ def open_storage(location: str, *, allow_anonymous: bool = True) -> Storage:
     """
     try:
         parsed = parse_location(location, "it", _WAY_OUT)
+        project = billing_project()
     except LocationError as error:
-        raise ValueError(f"{location!r} cannot be used: {error}") from None
+        # It is not quoted here: it may hold a password.
+        raise ValueError(f"a location that cannot be used: {error}") from None
+    except SettingError as error:
+        raise AccessError(str(error)) from None
     if parsed.scheme not in ("gs", "file"):
         raise ValueError(f"{location!r} cannot be used; {_WAY_OUT}")
-    return _open_storage(parsed, allow_anonymous, storage_emulator_url(), billing_project())
+    return _open_storage(parsed, allow_anonymous, storage_emulator_url(), project)
 
 
 @functools.cache
@@ -131,7 +139,7 @@ class DirectoryStorage:
     """A directory of this machine, or one that all machines mount."""
 
     def __init__(self, location: str) -> None:
-        self._root = Path(location.removeprefix("file://")).expanduser().resolve()
+        self._root = Path(os.path.expanduser(location.removeprefix("file://"))).resolve()
         self.location = str(self._root)
         self._store = stores.DirectoryStore(self.location)
 
@@ -207,6 +215,7 @@ def google_client(allow_anonymous: bool, emulator: str | None) -> Any:
     if not emulator:  # the client itself reads STORAGE_EMULATOR_HOST
         try:
             credentials, request = find_google_credentials(_READ_WRITE)
+            renew(credentials, request)  # within a timeout; Google's client has none
         except AccessError as error:
             if not allow_anonymous:
                 raise AccessError(f"{error}; {_TO_LOG_IN}") from None

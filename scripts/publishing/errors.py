@@ -13,5 +13,7 @@ class SourceError(SystemExit):
 
 
 def redact(location: str) -> str:
-    """Return `location` without the user and password that a URL may carry."""
-    return re.sub(r"//[^/@]*@", "//***@", location)
+    """Return `location` without the user, password, query and fragment that a URL may carry."""
+    if ":/" not in location:
+        return location
+    return re.sub(r"[?#]\S*", "?***", re.sub(r"/+\S*@", "//***@", location))

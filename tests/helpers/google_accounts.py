@@ -45,6 +45,7 @@ class GoogleServer:
         self.metadata: Callable[[int], int] = lambda earlier: 200
         self.token_status = 200
         self.token_seconds = 3600
+        self.token: Any = TOKEN
         self.tokens = 0
         owner = self
 
@@ -98,8 +99,8 @@ class GoogleServer:
             self.tokens += 1
             expiry = datetime.now(UTC) + timedelta(seconds=self.token_seconds)
             return {
-                "access_token": TOKEN,
-                "accessToken": TOKEN,
+                "access_token": self.token,
+                "accessToken": self.token,
                 "expires_in": self.token_seconds,
                 "expireTime": expiry.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "token_type": "Bearer",

@@ -85,7 +85,7 @@ def test_broken_key_is_named_and_not_quoted(
         "type": "service_account",
         "private_key": "hunter2",
         "client_email": "a",
-        "token_uri": "",
+        "token_uri": "a",
     }
     (tmp_path / "key.json").write_text(json.dumps(key))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
@@ -106,6 +106,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "find_google_credentials",
             lambda scope: (AnonymousCredentials(), None),
         )
+        monkeypatch.setattr(storage, "renew", lambda credentials, request: None)
         monkeypatch.setattr(google_storage._http.Connection, "DEFAULT_API_ENDPOINT", server.url)
         yield server
 

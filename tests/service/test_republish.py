@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -145,6 +146,7 @@ def test_old_files_are_removed_by_a_command(
     both = set(storage.names())
     remove(monkeypatch, location)
     remove(monkeypatch, location, "--older-than", "0", "--dry-run")
+    time.sleep(0.01)
     assert set(storage.names()) == both
     remove(monkeypatch, location, "--older-than", "0")
     left = set(storage.names())
@@ -160,16 +162,42 @@ def test_files_of_format_version_1_are_removed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They lie under their usual names. Before, the model can be pulled."""
+    """They lie under their usual names, which a checkpoint of transformers has as well: hence an
+    option. Before, the model can be pulled."""
     location = tmp_path / "old"
     shutil.copytree(tiny_model, location)
     with weights.pull(str(location)) as pull:
         [old, *_] = [file.stored_as for file in pull.manifest.shards]
     assert (location / old).exists()
     publish(models[1], open_storage(str(location)))
+    time.sleep(0.01)
     remove(monkeypatch, str(location), "--older-than", "0")
+    assert (location / old).exists()
+    remove(monkeypatch, str(location), "--older-than", "0", "--version-1")
     assert not (location / old).exists()
     assert pulled_model(str(location), models) == 1
+
+
+def test_files_of_a_pull_that_has_begun_are_kept(
+    models: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old model was published long ago, and replaced a moment ago."""
+    storage = open_storage(str(tmp_path))
+    publish(models[0], storage)
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 1000))
+    publish(models[1], storage)
+    before = set(storage.names())
+    remove(monkeypatch, str(tmp_path))
+    assert set(storage.names()) == before
+
+
+@pytest.mark.parametrize("hours", ["-5", "inf", "-inf", "nan", "day"])
+def test_invalid_age_is_refused(
+    hours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        remove(monkeypatch, str(tmp_path), f"--older-than={hours}")
 
 
 def test_location_without_a_model_is_left_alone(

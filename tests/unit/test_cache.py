@@ -239,18 +239,21 @@ def write_files(cache: Cache, *names: str) -> list[Path]:
 
 
 def file_of(name: str) -> PublishedFile:
+    name = f"{name}.safetensors"
     return PublishedFile(name, name, 100, "AAAAAA==", ("AAAAAA==",))
 
 
 def test_files_that_were_not_used_for_longest_are_evicted(tmp_path: Path) -> None:
     """Files of other names are neither counted nor removed."""
     cache = Cache(tmp_path, max_bytes=300)
-    (tmp_path / "notes.txt").write_bytes(bytes(1000))
+    others = ("notes.txt", "20240131-1000-backup.tar", "deadbeef-7-of.safetensors")
+    for name in others:
+        (tmp_path / name).write_bytes(bytes(1000))
     paths = write_files(cache, "a", "b", "c", "d")
     cache.evict([file_of("a")])
     assert [path.exists() for path in paths] == [True, False, True, True]
     cache.evict([file_of("d")])
-    assert (tmp_path / "notes.txt").exists()
+    assert all((tmp_path / name).exists() for name in others)
     assert [path.exists() for path in paths] == [True, False, True, True]
 
 
@@ -259,6 +262,27 @@ def test_files_in_use_are_kept_whatever_their_size(tmp_path: Path) -> None:
     paths = write_files(cache, "a", "b", "c")
     cache.evict([file_of("a"), file_of("c")])
     assert [path.exists() for path in paths] == [True, False, True]
+
+
+def test_pipe_in_place_of_a_cached_file_does_not_stop_a_start(
+    server: RangeServer, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    with weights.pull(server.url) as pull:
+        for file in pull.manifest.files:
+            os.mkfifo(cache.path(file))
+    with weights.pull(server.url, cache=str(tmp_path)) as pull:
+        assert sum(len(block.data) for block in pull.blocks()) == pull.wait_complete()
+
+
+def test_partial_file_that_cannot_be_removed_does_not_keep_others(tmp_path: Path) -> None:
+    (tmp_path / ".partial-a").mkdir()
+    for name in ("b", "c"):
+        (tmp_path / f".partial-{name}").touch()
+        os.utime(tmp_path / f".partial-{name}", (0, 1000))
+    os.utime(tmp_path / ".partial-a", (0, 1000))
+    Cache(tmp_path).sweep()
+    assert [path.name for path in tmp_path.iterdir()] == [".partial-a"]
 
 
 def test_fill_cache_evicts_other_models(server: RangeServer, tmp_path: Path) -> None:

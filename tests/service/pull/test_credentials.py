@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.auth import iam
@@ -207,7 +208,24 @@ BROKEN = {
     ),
     "GOOGLE_SKIP_SIGNATURE broken": (set_variable("GOOGLE_SKIP_SIGNATURE", "maybe"), NONE),
     "file missing": (set_file(None), "cannot be read: No such file or directory"),
+    "variable holds the key": (
+        set_variable("GOOGLE_APPLICATION_CREDENTIALS", '{"private_key": "hunter2"}'),
+        "the credentials file that GOOGLE_APPLICATION_CREDENTIALS names cannot be read",
+    ),
+    "variable holds the key in base64": (
+        set_variable("GOOGLE_APPLICATION_CREDENTIALS", "hunter2" * 30),
+        "the credentials file that GOOGLE_APPLICATION_CREDENTIALS names cannot be read",
+    ),
+    "a device": (set_variable("GOOGLE_APPLICATION_CREDENTIALS", "/dev/zero"), "is no key: it is"),
+    "file very large": (set_file(" " * 2_000_000), "is no key: it is no file, or a very large"),
     "file empty": (set_file(""), "is not JSON"),
+    "file deeply nested": (set_file("[" * 100_000), "is not JSON"),
+    "file with a byte order mark": (set_file("\ufeff{}"), "begins with a byte order mark"),
+    "key without an e-mail": (
+        set_file('{"type": "service_account", "private_key": "hunter2", "token_uri": "a"}'),
+        "is incomplete for its type, service_account",
+    ),
+    "home unusable": (set_variable("CLOUDSDK_CONFIG", "/" + "a" * 5000), NONE),
     "file a list": (set_file("[]"), "is no file of credentials"),
     "file of unknown type": (set_file('{"type": "hunter2"}'), "is no file of credentials"),
     "gcloud's file incomplete": (set_gcloud, "(gcloud) is incomplete for its type, authorized_us"),
@@ -283,10 +301,27 @@ def test_revoked_credentials_are_an_access_error(
     cloud.fault = private
     begin = time.monotonic()
     error = pull_error(LOCATION)
-    record("revoked", public, str(error).rpartition(" fail")[2], time.monotonic() - begin)
+    record("revoked", public, str(error).rpartition("CREDENTIALS) ")[2], time.monotonic() - begin)
     assert isinstance(error, AccessError)
-    assert "fail: they get no token (RefreshError); renew or replace them" in str(error)
+    assert "fails: Google gives no token for it (RefreshError); renew or replace it" in str(error)
     assert "hunter2" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("token", [None, 7, ["a"], "a\nb", "\u00e9", "a\0b"], ids=repr)
+def test_answer_without_a_token_is_an_access_error(
+    token: Any,
+    cloud: RangeServer,
+    google: GoogleServer,
+    log_in: Callable[[str], None],
+) -> None:
+    google.token = token
+    log_in("service account")
+    cloud.fault = private
+    error = pull_error(LOCATION)
+    assert isinstance(error, AccessError)
+    assert "fails: what Google gives for it is no token" in str(error) or (
+        "fails: Google gives no token for it (RefreshError)" in str(error)
+    )
 
 
 def test_refused_credentials_are_not_retried(

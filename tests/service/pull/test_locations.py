@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ import pytest
 
 import weights
 from clip_embed.checkpoint import stores
-from clip_embed.errors import AccessError, LocationError, ManifestError
+from clip_embed.errors import AccessError, LocationError, ManifestError, TransientError
 from scripts.lib.storage import open_storage
-from tests.helpers.published_model import BLOCK, EmulatorBucket, pull_error
+from tests.helpers.published_model import BLOCK, SECOND, EmulatorBucket, pull_error
 from tests.helpers.range_server import RangeServer
 
 # --- malformed locations --------------------------------------------------------------------
@@ -33,6 +35,10 @@ from tests.helpers.range_server import RangeServer
         pytest.param("gs://bucket/a\tb", "control character", id="tab"),
         pytest.param("/weights/a\nb", "control character", id="line break in a directory"),
         pytest.param("gs://Bucket/clip", "'Bucket' is no name of a bucket", id="capital letter"),
+        pytest.param("gs:/bucket/clip", "begins with gs: without two slashes", id="one slash"),
+        pytest.param("GS:bucket", "begins with GS: without two slashes", id="no slash"),
+        pytest.param("https:/u:hunter2@h/a", "begins with https: without", id="https, one slash"),
+        pytest.param("gs://bucket/\udcff", "bytes that are no text", id="surrogate"),
         pytest.param("gs://b/clip", "'b' is no name of a bucket", id="short name of a bucket"),
         pytest.param("gs:///clip", "has no host", id="gs without bucket, with prefix"),
         pytest.param("https://", "has no host", id="https without host"),
@@ -163,7 +169,34 @@ def test_unreadable_file_is_an_access_error(
         stores.open_store(str(tmp_path)).read("manifest.json")
 
 
-def test_other_error_of_the_file_system_is_transient(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(stores.TransientError, match="directory"):
+def test_other_error_of_the_file_system_is_transient(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "manifest.json").touch()
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(TransientError, match="Input/output error"):
         stores.open_store(str(tmp_path)).read("manifest.json")
+
+
+def test_damaged_directory_is_not_retried(small_model: Path) -> None:
+    """It is no matter of the network."""
+    shard = small_model / SECOND
+    shard.write_bytes(shard.read_bytes()[:-5])
+    assert f"{shard} has only 9000" in str(pull_error(str(small_model)))
+    (small_model / "manifest.json").unlink()
+    (small_model / "manifest.json").mkdir()
+    message = f"{small_model}/manifest.json is a directory; publish again"
+    assert str(pull_error(str(small_model))) == message
+
+
+@pytest.mark.parametrize("location", ["~nosuchuser/clip", "~"])
+def test_home_that_does_not_exist_is_no_traceback(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert isinstance(pull_error(location), LocationError)
+    with weights.pull(location, cache="~nosuchuser/cache"):
+        pass

@@ -20,8 +20,9 @@ from clip_embed.errors import LocationError, TransferError
 from scripts.lib.hostile_web_server import HostileWebServer
 from scripts.lib.storage import google_client, open_storage
 from tests.helpers.certificates import write_certificate
+from tests.helpers.faults import hang_up
 from tests.helpers.published_model import EmulatorBucket, collect, published, pull_error
-from tests.helpers.range_server import RangeServer
+from tests.helpers.range_server import Answer, RangeServer
 
 DEAD_PROXY = "http://user:hunter2@127.0.0.1:1"
 
@@ -153,3 +154,18 @@ def test_emulator_on_loopback_is_reached_without_the_proxy(
     storage.check_writable()
     storage.write("a", b"0123")
     assert storage.read("a") == b"0123"
+
+
+def test_announced_length_is_not_allocated(web_server: RangeServer, url: str) -> None:
+    """obstore would end the process: it cannot allocate a terabyte."""
+    web_server.fault = lambda request, answer: Answer(200, b"", {"Content-Length": str(10**12)})
+    error = pull_error(url)
+    assert isinstance(error, TransferError)
+    assert str(error).endswith("the server sends 1000000000000 bytes, too many")
+
+
+def test_words_of_the_location_do_not_decide_the_error(web_server: RangeServer) -> None:
+    web_server.fault = hang_up
+    error = pull_error(f"{web_server.url}/InvalidCertificate/Timeout")
+    assert "cannot be read: the server closed the connection" in str(error)
+    assert len(web_server.requests) == 2
