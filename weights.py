@@ -173,7 +173,7 @@ class Pull:
             return self._state.manifest
 
     def wait_manifest(self, seconds: float) -> None:
-        """Wait for the manifest, at most so many seconds.
+        """Wait for the manifest, at most `seconds`.
 
         Raises WeightsError if the pull has failed by then.
         """
@@ -312,7 +312,12 @@ class Pull:
             # A panic in obstore is a BaseException; record it, so that waiters do not hang, and not
             # its text, which may hold a secret.
             what = type(error).__name__
-            self._fail(WeightsError(f"pulling {self._location} failed: {what}"))
+            self._fail(
+                WeightsError(
+                    f"pulling {self._location} failed ({what}), which is a defect; restart, and"
+                    " report it if it repeats"
+                )
+            )
 
     def _allow_manifest_retry(self, pause: float) -> bool:
         if self._state.closed or self._seconds() + pause > MANIFEST_SECONDS:
@@ -392,7 +397,13 @@ class Pull:
                 continue
             except BaseException as error:
                 name = request.block.file.stored_as
-                self._fail(TransferError(f"{store.location}/{name}: {type(error).__name__}"))
+                what = type(error).__name__
+                self._fail(
+                    TransferError(
+                        f"{store.location}/{name} failed ({what}), which is a defect; restart, and"
+                        " report it if it repeats"
+                    )
+                )
                 return
             if queue.complete(request, from_cache):
                 self._deliver(request.block, data)

@@ -73,8 +73,7 @@ class TransferError(WeightsError):
 class TransientError(Exception):
     """A failed request for published bytes that may succeed when repeated (checkpoint/fetch.py).
 
-    busy: the server asks for patience (HTTP 429, 503). attempts: how many were made in all, once no
-    further one is made.
+    busy: the server is overloaded (HTTP 429, 503). attempts: their number, set after the last one.
     """
 
     def __init__(self, problem: str, busy: bool = False) -> None:

@@ -58,7 +58,8 @@ class Settings:
     """The validated settings.
 
     weights: where the model is published; `weights.pull` validates it. weights_cache: a directory,
-    weights_cache_bytes: its size. billing_project: pays for requests to a requester-pays bucket.
+    weights_cache_bytes: its maximum size. billing_project: pays for requests to a requester-pays
+    bucket.
     device: "cuda", "cpu", or None for the default. max_image_pixels: width × height.
     max_image_bytes: of the encoded file. image_urls: which URLs are downloaded, "public", "any" or
     "none"; image_url_seconds: for one, redirects included; user_agent: sent with it.
@@ -127,7 +128,8 @@ def trusted_certificates() -> str | None:
 
 
 def google_credentials_file() -> tuple[str, Path] | None:
-    """Return who names the file of Application Default Credentials, and the file; None without one.
+    """Return the origin ("GOOGLE_APPLICATION_CREDENTIALS" or "gcloud") and the path of the file of
+    Application Default Credentials; None without one.
 
     Source: google-auth, `google.auth.default`.
     """

@@ -72,13 +72,12 @@ def _publish(arguments: argparse.Namespace) -> None:
         raise SourceError("DEST is empty; give gs://bucket/prefix or a directory")
     try:
         # Before the source is fetched, which may take an hour.
-        storage = open_storage(arguments.destination, allow_anonymous=False)
+        storage = open_storage(arguments.destination, name="DEST", allow_anonymous=False)
         storage.check_writable()
     except ValueError as error:
-        print(f"DEST is {redact(str(error))}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SourceError(str(error)) from error
     except AccessError as error:
-        raise SourceError(_begin_with(destination, str(error))) from error
+        raise SourceError(str(error)) from error
     except OSError as error:
         raise SourceError(_describe(error, destination)) from error
 
@@ -106,15 +105,10 @@ def _publish(arguments: argparse.Namespace) -> None:
         raise SourceError(_describe(error, destination)) from error
 
 
-def _begin_with(destination: str, message: str) -> str:
-    """Return `message` with the location in front, if it does not name it."""
-    return message if destination in message else f"{destination}: {message}"
-
-
 def _describe(error: OSError, destination: str) -> str:
     """Return the sentence for an error of the destination."""
     if error.strerror is None:  # the storage wrote a whole sentence
-        return _begin_with(destination, str(error))
+        return str(error)
     file = f" ({error.filename})" if error.filename else ""
     return (
         f"{destination} cannot be written: {error.strerror}{file}; correct that and run the same"

@@ -4,13 +4,9 @@
 
 LOCATION  gs://bucket/prefix or a directory, as it was given to publish_weights.py
 
-Publishing again leaves the old files, so that services which are starting at that moment still find
-them. This removes every file with a hash in its name, as publish_weights.py writes them, that the
-manifest does not name. It removes none before the last publication, and the file, are HOURS old (by
-default 24). Do not run it while a model is being published there.
-
---version-1 also removes model-0000N-of-0000M.safetensors, as format version 1 had them, and as
-transformers writes them, too: leave it out if such a checkpoint of your own lies there.
+Publishing again leaves the old files, so that services which are starting still find them. This
+command removes the files with a hash in their names that the manifest does not list, if they and
+the last publication are older than HOURS. Do not run it while a model is being published there.
 """
 
 from __future__ import annotations
@@ -31,9 +27,9 @@ _VERSION_1 = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def old_files(storage: Storage, older_than: float, version_1: bool = False) -> list[str]:
-    """Return the files of earlier publications; none if the manifest is not so many seconds old.
+    """Return the files of earlier publications that are older than `older_than` seconds.
 
-    A service that is starting may have read the manifest before the last one.
+    None if the manifest is younger: a service that is starting may have read the one before it.
     Raises FileNotFoundError without a manifest, ManifestError if it is malformed.
     """
     manifest = Manifest.parse(storage.read(MANIFEST_NAME), storage.location)
@@ -66,15 +62,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("location", metavar="LOCATION")
-    parser.add_argument("--older-than", metavar="HOURS", type=_hours, default=24.0)
-    parser.add_argument("--version-1", action="store_true", help="see above")
+    parser.add_argument(
+        "--older-than", metavar="HOURS", type=_hours, default=24.0, help="minimum age (default: 24)"
+    )
+    parser.add_argument(
+        "--version-1",
+        action="store_true",
+        help="also remove model-0000N-of-0000M.safetensors, the shards of format version 1"
+        " (transformers uses the same names)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the files, and keep them")
     arguments = parser.parse_args()
     try:
-        storage = open_storage(arguments.location, allow_anonymous=False)
-    except ValueError as error:
-        parser.error(f"LOCATION is {error}")
-    except AccessError as error:
+        storage = open_storage(arguments.location, name="LOCATION", allow_anonymous=False)
+    except (ValueError, AccessError) as error:
         raise SystemExit(str(error)) from None
     try:
         names = old_files(storage, arguments.older_than * 3600, arguments.version_1)
@@ -84,7 +85,7 @@ def main() -> None:
                 storage.delete(name)
     except FileNotFoundError:
         raise SystemExit(
-            f"{storage.location} holds no {MANIFEST_NAME}; nothing was removed"
+            f"{storage.location} holds no {MANIFEST_NAME}, so nothing was removed; check LOCATION"
         ) from None
     except (AccessError, ManifestError, OSError) as error:
         raise SystemExit(str(error)) from None

@@ -2,7 +2,7 @@
 
 manifest            names, checksums and sizes of what was published
 safetensors_header  which bytes of a shard are which tensor
-location            which locations there are, for reader and publisher
+location            parse and validate locations, for reader and publisher
 credentials         Google's Application Default Credentials, for private buckets
 stores              read bytes from a directory, a web server or a bucket
 download_queue      which range is requested next, and which a second time

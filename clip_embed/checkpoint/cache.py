@@ -3,8 +3,8 @@
 Files are identified by their content (size and crc32c), never by name alone. Bytes that are read
 from the cache are not trusted: the caller verifies them, and discards the file if they are wrong.
 Several processes may share a directory: a file appears whole, under its final name, or not at all.
-Several users may share it, too: every user may read the files, and who may write them is decided by
-the permissions of the directory.
+Several users may share it, too: every user may read the files, and the directory's permissions
+control write access.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ setup within the timeout of the manifest (weights.MANIFEST_SECONDS)."""
 READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
 
 _METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
-_PASSING_STATUS = (429, 500, 502, 503, 504)
+_TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
 _MAX_KEY_BYTES = 1_000_000
 _PAUSES = (0.25, 0.5, 1.0)  # seconds; a metadata server answers 503 while a node starts
 
@@ -62,7 +62,8 @@ def find_google_credentials(
 ) -> tuple[google.auth.credentials.Credentials, google.auth.transport.Request]:
     """Return the Application Default Credentials, and the transport that renews their token.
 
-    Raises AccessError if there are none, or if they are broken; its message is a clause.
+    Raises AccessError if there are none, or if they are broken. Its message is for use within a
+    sentence.
     """
     file = google_credentials_file()
     if file is not None and (problem := _unusable_file(file[1])):
@@ -116,7 +117,7 @@ class Credentials:
     def headers(self) -> dict[str, str]:
         """Return the headers of a request, with a token that is valid for some minutes.
 
-        Raises AccessError if no token is given, TransientError if a later one is late.
+        Raises AccessError if no token is given, TransientError if renewing one times out.
         """
         with self._lock:
             if not self._credentials.valid:
@@ -134,7 +135,7 @@ class Credentials:
 def renew(credentials: google.auth.credentials.Credentials, request: Any) -> None:
     """Get a new token, within ANSWER_SECONDS.
 
-    Raises AccessError if none is given, TransientError if one that replaces another is late.
+    Raises AccessError if none is given, TransientError if renewing one times out.
     """
     from google.auth.exceptions import TransportError
 
@@ -176,12 +177,12 @@ def _make_request() -> google.auth.transport.Request:
     import google.auth.transport.requests
 
     class PatientRequest(google.auth.transport.requests.Request):
-        """Retries statuses that may not repeat. google-auth takes a 503 for "no such server"."""
+        """Retries transient HTTP statuses. google-auth takes a 503 for "no such server"."""
 
         def __call__(self, *arguments: Any, **named: Any) -> Any:
             for pause in _PAUSES:
                 response = super().__call__(*arguments, **named)  # type: ignore[no-untyped-call]
-                if response.status not in _PASSING_STATUS:
+                if response.status not in _TRANSIENT_STATUSES:
                     return response
                 time.sleep(pause)
             return super().__call__(*arguments, **named)  # type: ignore[no-untyped-call]

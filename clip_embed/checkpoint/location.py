@@ -51,9 +51,11 @@ def parse_location(text: str | None, name: str = "CLIP_WEIGHTS", way_out: str = 
         raise LocationError(f"{name} is {problem}; {way_out}")
     text = text.strip()
     if _CONTROL_CHARACTER.search(text):
-        raise LocationError(f"{name} holds a tab, a line break or another control character")
+        raise LocationError(
+            f"{name} holds a tab, a line break or another control character; remove it"
+        )
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise LocationError(f"{name} holds bytes that are no text")
+        raise LocationError(f"{name} holds bytes that are no text; remove them")
     scheme, separator, rest = text.partition("://")
     if not separator and (almost := _ONE_SLASH.match(text)):
         raise LocationError(f"{name} begins with {almost[1]}: without two slashes; {way_out}")
@@ -81,8 +83,8 @@ def parse_location(text: str | None, name: str = "CLIP_WEIGHTS", way_out: str = 
         )
     if scheme == "gs" and not _BUCKET.fullmatch(parts.netloc):
         raise LocationError(
-            f"{name} is {text!r}, and {parts.netloc!r} is no name of a bucket: three or more"
-            " lowercase letters, digits, '-', '_' and '.'"
+            f"{name} names the bucket {parts.netloc!r}; bucket names have three or more lowercase"
+            " letters, digits, '-', '_' and '.'"
         )
     if scheme == "http" and host not in LOOPBACK:
         raise LocationError(f"{text} is not encrypted; use https:// (http:// only on this host)")

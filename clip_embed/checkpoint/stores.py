@@ -81,7 +81,7 @@ class RemoteStore:
 
     A bucket is read through obstore's HTTPStore as well. Its GCSStore (0.12) reads every credential
     of the environment, fails on those that it does not know although none is needed, and quotes
-    broken keys. Delete this remark when `GCSStore(skip_signature=True)` reads none.
+    broken keys. Use it once tests/service/pull/test_credentials.py passes with it.
     """
 
     def __init__(
@@ -208,8 +208,8 @@ class RemoteStore:
         )
 
 
-# Signs in obstore's description of an error (obstore 0.12, reqwest 0.12), in order: a proxy that
-# refuses a connection is described with both words.
+# Parts of obstore's error text (0.12), checked in order: the error of a dead proxy contains both
+# ConnectFailed and ConnectionRefused.
 _FINAL_PROBLEMS = {
     "ProxyAuthRequired": "the proxy asks for a login (HTTP 407); put one into https_proxy",
     "InvalidCertificate": "the server's certificate is not trusted; if it is signed by an authority"
@@ -244,7 +244,8 @@ def _client_options(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
     if parts.scheme == "http":
         options["allow_http"] = True
     if parts.hostname in LOOPBACK:
-        # reqwest would use http_proxy, and is told so only by a proxy of its own and exceptions.
+        # reqwest would use http_proxy even for this host. Setting another proxy, with this host as
+        # an exception, is the only way to prevent that.
         options |= {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
     return options
 

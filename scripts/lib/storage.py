@@ -103,22 +103,25 @@ class Storage(Protocol):
         """Delete the file, if it exists."""
 
 
-def open_storage(location: str, *, allow_anonymous: bool = True) -> Storage:
+def open_storage(
+    location: str, *, name: str = "the location", allow_anonymous: bool = True
+) -> Storage:
     """Open a directory or gs://bucket/prefix. Cached: one object per location and process.
 
-    allow_anonymous: without credentials, continue anonymously. Public buckets can then be read.
+    name: of the argument, for messages. allow_anonymous: without credentials, continue anonymously.
+    Public buckets can then be read.
     Raises ValueError for other locations, AccessError if credentials are needed and missing.
     """
     try:
-        parsed = parse_location(location, "it", _WAY_OUT)
+        parsed = parse_location(location, name, _WAY_OUT)
         project = billing_project()
     except LocationError as error:
         # It is not quoted here: it may hold a password.
-        raise ValueError(f"a location that cannot be used: {error}") from None
+        raise ValueError(str(error)) from None
     except SettingError as error:
         raise AccessError(str(error)) from None
     if parsed.scheme not in ("gs", "file"):
-        raise ValueError(f"{location!r} cannot be used; {_WAY_OUT}")
+        raise ValueError(f"{name} is {parsed.text!r}, a web server; {_WAY_OUT}")
     return _open_storage(parsed, allow_anonymous, storage_emulator_url(), project)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
@@ -28,13 +29,15 @@ from scripts.publishing.shards import shards
 from scripts.publishing.tokenizer_json import tokenizer_json
 
 INDEX_NAME = "model.safetensors.index.json"
+_CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")
 
 
 def publish(model: Model, storage: Storage) -> None:
     """Write all files of `model`, the manifest last. Skip files that are there already.
 
-    Raises AccessError or OSError.
+    Raises AccessError or OSError, and FileExistsError if another model's files would be replaced.
     """
+    _check_free(storage)
     with tqdm(total=0, unit="B", unit_scale=True, desc="publish", dynamic_ncols=True) as bar:
         uploader = _Uploader(storage, bar)
         config, tokenizer = json.dumps(model.config, indent=1).encode(), tokenizer_json()
@@ -61,6 +64,25 @@ def publish(model: Model, storage: Storage) -> None:
         f" {uploader.bytes_written / 1e6:,.1f} MB written,"
         f" {uploader.bytes_skipped / 1e6:,.1f} MB were there already"
     )
+
+
+def _check_free(storage: Storage) -> None:
+    """Check that no file of another tool would be replaced, such as the index of transformers.
+
+    An interrupted publication has left files without a manifest, but its index names their objects.
+    """
+    if storage.version(MANIFEST_NAME) is not None or storage.version(INDEX_NAME) is None:
+        return
+    try:
+        names = json.loads(storage.read(INDEX_NAME))["weight_map"].values()
+        ours = all(_CONTENT_NAME.fullmatch(name) for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{storage.location} holds another model's {INDEX_NAME}, which publishing would"
+            " replace; choose an empty directory or prefix"
+        )
 
 
 def content_name(name: str, data: bytes) -> str:

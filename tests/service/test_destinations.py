@@ -67,7 +67,7 @@ def refusal(
     [
         ("", "is empty; give gs://bucket/prefix or a directory"),
         ("gs://", "has no host or bucket; give gs://bucket/prefix or a directory"),
-        ("gs://Bucket/a", "'Bucket' is no name of a bucket"),
+        ("gs://Bucket/a", "DEST names the bucket 'Bucket'; bucket names have three"),
         ("gs://bucket/a//b", "a segment that is empty"),
         ("gs://bucket/a#b", "a query or a fragment, which it cannot have"),
         ("https://host/clip", "give gs://bucket/prefix or a directory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import threading
@@ -122,6 +123,17 @@ def test_publisher_that_dies_leaves_the_old_model(
     assert pulled_model(str(tmp_path), models) == 1
 
 
+def test_directory_of_transformers_is_not_written_to(
+    models: tuple[Model, Model], tmp_path: Path
+) -> None:
+    """Its index would be replaced by one with other names."""
+    index = {"weight_map": {"logit_scale": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileExistsError, match=r"holds another model's model\.safetensors"):
+        publish(models[0], open_storage(str(tmp_path)))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_one_of_two_publishers_wins_whole(location: str, models: tuple[Model, Model]) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(3):
@@ -204,6 +216,6 @@ def test_location_without_a_model_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model-00001-of-00001.safetensors").write_bytes(b"mine")
-    with pytest.raises(SystemExit, match=r"holds no manifest\.json; nothing was removed"):
+    with pytest.raises(SystemExit, match=r"holds no manifest\.json, so nothing was removed"):
         remove(monkeypatch, str(tmp_path), "--older-than", "0")
     assert len(list(tmp_path.iterdir())) == 1

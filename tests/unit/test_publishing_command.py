@@ -56,8 +56,7 @@ def test_destination_that_denies_access_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(storage.DirectoryStorage, "check_writable", fail_with(error))
     code = str(run(monkeypatch, "random:0", str(tmp_path)).code)
-    assert says in code
-    assert code.count(str(tmp_path)) == 1
+    assert code.startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +90,10 @@ def test_interrupt_ends_with_a_line_and_status_130(
 
 @pytest.mark.parametrize("location", ["https://user:secret@host/clip", "s3://bucket/clip"])
 def test_other_destination_is_one_line_and_status_1(
-    location: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, "random:0", location).code == 1
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
+    line = str(run(monkeypatch, "random:0", location).code)
+    assert "\n" not in line
     assert "give gs://bucket/prefix or a directory" in line
     assert "secret" not in line
 
