@@ -36,14 +36,27 @@ def main() -> None:
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DEST")
-    parser.add_argument("--model", metavar="NAME")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the architecture, if SOURCE does not tell it: ViT-L-14, or a JSON file like"
+        " open_clip's model configs",
+    )
     parser.add_argument(
         "--quick-gelu",
         action=argparse.BooleanOptionalAction,
         help="the activation, if SOURCE does not state it",
     )
-    parser.add_argument("--mean", metavar="R,G,B", help="of pixels in 0-1, if SOURCE does not say")
-    parser.add_argument("--std", metavar="R,G,B", help="the same")
+    parser.add_argument(
+        "--mean",
+        metavar="R,G,B",
+        help="mean per channel, for pixels from 0 to 1, if SOURCE does not state it",
+    )
+    parser.add_argument(
+        "--std",
+        metavar="R,G,B",
+        help="standard deviation per channel, for pixels from 0 to 1, if SOURCE does not state it",
+    )
     arguments = parser.parse_args()
     try:
         _publish(arguments)
@@ -58,7 +71,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")  # stderr is for progress and for one sentence
     # Here, and not above: torch takes seconds to import, and --help does not need it.
     from scripts.lib.storage import open_storage
-    from scripts.publishing.errors import SourceError, redact
+    from scripts.publishing.errors import PublishError, redact
     from scripts.publishing.preprocessing import parse_triple
 
     destination = redact(arguments.destination)
@@ -67,19 +80,19 @@ def _publish(arguments: argparse.Namespace) -> None:
         for text, option in ((arguments.mean, "--mean"), (arguments.std, "--std"))
     )
     if not arguments.source.strip():
-        raise SourceError("SOURCE is empty; give a file, a directory, hf-hub:ORG/NAME or a tag")
+        raise PublishError("SOURCE is empty; give a file, a directory, hf-hub:ORG/NAME or a tag")
     if not arguments.destination.strip():
-        raise SourceError("DEST is empty; give gs://bucket/prefix or a directory")
+        raise PublishError("DEST is empty; give gs://bucket/prefix or a directory")
     try:
         # Before the source is fetched, which may take an hour.
         storage = open_storage(arguments.destination, name="DEST", allow_anonymous=False)
         storage.check_writable()
     except ValueError as error:
-        raise SourceError(str(error)) from error
+        raise PublishError(str(error)) from error
     except AccessError as error:
-        raise SourceError(str(error)) from error
+        raise PublishError(str(error)) from error
     except OSError as error:
-        raise SourceError(_describe(error, destination)) from error
+        raise PublishError(_describe(error, destination)) from error
 
     from scripts.publishing.model import read_model
     from scripts.publishing.publish import publish
@@ -93,16 +106,20 @@ def _publish(arguments: argparse.Namespace) -> None:
             std=std,
         )
     except ModelError as error:
-        raise SourceError(f"{redact(arguments.source)}: {error}") from error
+        raise PublishError(f"{redact(arguments.source)}: {error}") from error
+    except MemoryError as error:
+        raise PublishError(
+            f"{redact(arguments.source)} does not fit in memory; use a machine with more"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
-        raise SourceError(f"{redact(arguments.source)} cannot be read: {reason}") from error
+        raise PublishError(f"{redact(arguments.source)} cannot be read: {reason}") from error
     try:
         publish(model, storage)
     except (AccessError, ModelError) as error:
-        raise SourceError(str(error)) from error
+        raise PublishError(str(error)) from error
     except OSError as error:
-        raise SourceError(_describe(error, destination)) from error
+        raise PublishError(_describe(error, destination)) from error
 
 
 def _describe(error: OSError, destination: str) -> str:

@@ -6,6 +6,7 @@ mean the same objects, or both refuse it.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
@@ -59,6 +60,8 @@ def parse_location(text: str | None, name: str = "CLIP_WEIGHTS", way_out: str = 
     scheme, separator, rest = text.partition("://")
     if not separator and (almost := _ONE_SLASH.match(text)):
         raise LocationError(f"{name} begins with {almost[1]}: without two slashes; {way_out}")
+    if os.path.expanduser(text).startswith("~"):
+        raise LocationError(f"{name} is {text!r}, a home directory that does not exist; {way_out}")
     if not separator or scheme == "file":
         return Location(text.rstrip("/") or "/", "file")
     if scheme not in ("gs", "http", "https"):

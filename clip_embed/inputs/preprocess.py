@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import mmap
 import os
 import re
@@ -73,10 +74,11 @@ class PreprocessConfig:
         Raises ModelError for a value that is missing, malformed or not supported.
         """
         interpolation = preprocess_cfg.get("interpolation", "bicubic")
-        resample = {
+        filters = {
             "bicubic": Image.Resampling.BICUBIC,
             "bilinear": Image.Resampling.BILINEAR,
-        }.get(interpolation)
+        }
+        resample = filters.get(interpolation) if isinstance(interpolation, str) else None
         if resample is None:
             raise ModelError(f"preprocess_cfg: interpolation {interpolation!r} is not supported")
         resize_mode = preprocess_cfg.get("resize_mode", "shortest")
@@ -90,11 +92,21 @@ def _triple(preprocess_cfg: Mapping[str, Any], name: str) -> tuple[float, float,
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3
-        or not all(isinstance(v, int | float) for v in value)
+        or not all(_is_finite(v) for v in value)
     ):
         raise ModelError(f"preprocess_cfg: {name} is {value!r}; expected three numbers")
     red, green, blue = value
     return float(red), float(green), float(blue)
+
+
+def _is_finite(value: object) -> bool:
+    """Tell whether `value` is a number that float64 holds. JSON has NaN, true and 10**400 too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Imports no torch, so that the tokenizer can be built before torch is imported.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,14 @@ class _Options:
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         value = self.left.pop(name, default)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ModelError(f"{self.where}: {name} is {value!r}; expected {kind.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ModelError(f"{self.where}: {name} is {value!r}; expected a finite number")
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ModelError(f"{self.where}: {name} is {value!r}; expected a positive number")
         return value

@@ -1,4 +1,4 @@
-"""Architectures: names as people write them, JSON files, and what the tensors' shapes tell.
+"""Determine the architecture from a name, a JSON file or tensor shapes.
 
 open_clip's model configs are read from its package without importing it: that takes seconds.
 """
@@ -21,7 +21,8 @@ import torch
 from clip_embed.errors import ModelError
 from clip_embed.model.config import ClipConfig
 from scripts.publishing import DEFAULT_MODEL
-from scripts.publishing.errors import SourceError
+from scripts.publishing.errors import PublishError, printable, show
+from scripts.publishing.statement import parse_json
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 VOCABULARY = 49408
@@ -33,6 +34,9 @@ HEAD_WIDTH = 64
 OPENAI_NAMES = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 """The architectures that OpenAI has published, with QuickGELU. open_clip has others too."""
 
+_MAX_BLOCK_DIGITS = 3
+"""Digits of a block's number: a larger one, in the name of a tensor, is no block of a CLIP."""
+
 Sizes = dict[str, int]
 """Name of a size → its value, for all that the tensors' shapes tell."""
 
@@ -41,8 +45,21 @@ _UNUSED_OPTIONS = ("init_logit_scale", "nonscalar_logit_scale")
 
 # Options whose value is open_clip's default: the network implements them.
 _DEFAULT_OPTIONS = {
-    "vision_cfg": {"pool_type": "tok", "patch_dropout": 0.0},
-    "text_cfg": {"pool_type": "argmax", "proj_type": "linear", "pad_id": 0, "proj_bias": False},
+    "vision_cfg": {
+        "pool_type": "tok",
+        "patch_dropout": 0.0,
+        "pos_embed_type": "learnable",
+        "act_kwargs": {},
+        "norm_kwargs": {},
+    },
+    "text_cfg": {
+        "pool_type": "argmax",
+        "proj_type": "linear",
+        "pad_id": 0,
+        "proj_bias": False,
+        "act_kwargs": {},
+        "norm_kwargs": {},
+    },
 }
 
 
@@ -50,6 +67,7 @@ _DEFAULT_OPTIONS = {
 class WantedModel:
     """The architecture that the user names with --model.
 
+    name: open_clip's only if the sizes are those of that model.
     quick_gelu: None if the name does not say it: people write ViT-L-14 for both activations.
     """
 
@@ -62,33 +80,42 @@ class WantedModel:
 def read_wanted(text: str) -> WantedModel:
     """Read --model: a name such as ViT-L-14, ViT-L/14@336px or vit-l-14-quickgelu, or a JSON file.
 
-    Raises SourceError for an unknown name, an unreadable file and an architecture that the service
+    Raises PublishError for an unknown name, an unreadable file and an architecture that the service
     does not implement.
     """
-    if text.endswith(".json"):
-        name, model_cfg = _read_file(Path(text))
-        quick_gelu = model_cfg.get("quick_gelu")
-    else:
-        name = _find_name(text)
-        model_cfg = named_configs()[name]
-        quick_gelu = model_cfg.get("quick_gelu") or None
-    parse_config(model_cfg, f"--model {text}")
-    return WantedModel(f"--model {text}", name, model_cfg, quick_gelu)
+    shown = f"--model {text}"
+    if text.lower().endswith(".json"):
+        path = Path(text)
+        model_cfg = _read_file(path)
+        config = parse_config(model_cfg, shown)
+        quick_gelu = config.quick_gelu if "quick_gelu" in model_cfg else None
+        # A name of open_clip's stands for one architecture, whatever the file is called.
+        is_named = _normalize(path.stem) in {_normalize(name) for name in named_configs()}
+        name = name_config(config) if is_named else printable(path.stem)
+        return WantedModel(shown, name, model_cfg, quick_gelu)
+    name = _find_name(text)
+    model_cfg = named_configs()[name]
+    parse_config(model_cfg, shown)
+    return WantedModel(shown, name, model_cfg, model_cfg.get("quick_gelu") or None)
 
 
-def _read_file(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        model_cfg = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} cannot be read as a model config: {error}; give a JSON file like open_clip's"
-        ) from error
-    if isinstance(model_cfg, dict) and isinstance(model_cfg.get("model_cfg"), dict):
-        model_cfg = model_cfg["model_cfg"]  # an open_clip_config.json
+def _read_file(path: Path) -> dict[str, Any]:
     required = ("embed_dim", "vision_cfg", "text_cfg")
-    if not isinstance(model_cfg, dict) or any(key not in model_cfg for key in required):
-        raise SourceError(f"{path} is not a model config: it needs {', '.join(required)}")
-    return path.stem, model_cfg
+    keys = f"{', '.join(required[:-1])} and {required[-1]}"
+    way_out = f"give a JSON file with {keys}, like open_clip's model configs"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PublishError(f"--model: there is no file {path}; {way_out}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no file can have this name"
+        raise PublishError(f"--model {path} cannot be read ({reason}); {way_out}") from error
+    model_cfg = parse_json(data, f"--model {path}")
+    if isinstance(model_cfg.get("model_cfg"), dict):
+        model_cfg = model_cfg["model_cfg"]  # an open_clip_config.json
+    if missing := [key for key in required if key not in model_cfg]:
+        raise PublishError(f"--model {path} has no {' and no '.join(missing)}; {way_out}")
+    return model_cfg
 
 
 def _find_name(text: str) -> str:
@@ -105,8 +132,8 @@ def _find_name(text: str) -> str:
     quick = f"{names[0]}{QUICK_GELU_SUFFIX}"
     if quick in named_configs():
         names.insert(0, quick)
-    raise SourceError(
-        f"open_clip knows no model {text!r}; try {', '.join(names)}, or a JSON file like"
+    raise PublishError(
+        f"open_clip knows no model {show(text)}; try {', '.join(names)}, or a JSON file like"
         " open_clip's model configs"
     )
 
@@ -124,7 +151,7 @@ def _supported_names() -> list[str]:
     for name, model_cfg in named_configs().items():
         try:
             parse_config(model_cfg, name)
-        except SourceError:
+        except PublishError:
             continue
         names.append(_normalize(name))
     return names
@@ -135,7 +162,7 @@ def named_configs() -> Mapping[str, dict[str, Any]]:
     """Return open_clip's model configs, by name."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise SourceError("open_clip is not installed; install requirements-dev.txt")
+        raise PublishError("open_clip is not installed; install requirements-dev.txt")
     files = sorted((Path(package.origin).parent / "model_configs").glob("*.json"))
     return {path.stem: json.loads(path.read_bytes()) for path in files}
 
@@ -146,19 +173,19 @@ def named_configs() -> Mapping[str, dict[str, Any]]:
 def parse_config(model_cfg: Mapping[str, Any], by: str) -> ClipConfig:
     """Read open_clip's `model_cfg`. by: where it comes from.
 
-    Raises SourceError, which names the architecture, if the service does not implement it.
+    Raises PublishError, which names the architecture, if the service does not implement it.
     """
     if other := _name_other_architecture(model_cfg):
-        raise SourceError(
+        raise PublishError(
             f"{by} describes {other}, which this service does not implement; publish one of"
             f" OpenAI's CLIP vision transformers or an open_clip model like them ({DEFAULT_MODEL})"
         )
     try:
         config = ClipConfig.from_open_clip(drop_defaults(model_cfg))
     except ModelError as error:
-        raise SourceError(f"{by}: {error}") from error
+        raise PublishError(f"{by}: {error}") from error
     if config.vocab_size != VOCABULARY:
-        raise SourceError(
+        raise PublishError(
             f"{by} has a vocabulary of {config.vocab_size:,} tokens; this service's tokenizer is"
             f" CLIP's, with {VOCABULARY:,}, so publish a model that was trained with that one"
         )
@@ -253,7 +280,8 @@ def sizes_of_tensors(tensors: Mapping[str, torch.Tensor]) -> Sizes:
 
 def _count_blocks(names: Mapping[str, object], prefix: str) -> int:
     numbers = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    blocks = [int(n) for n in numbers if n.isdecimal() and len(n) <= _MAX_BLOCK_DIGITS]
+    return max(blocks, default=-1) + 1
 
 
 def count_sizes() -> int:
@@ -276,7 +304,7 @@ def find_named(sizes: Sizes) -> str | None:
             continue
         try:
             config = parse_config(named_configs()[name], name)
-        except SourceError:
+        except PublishError:
             continue
         if sizes_of_config(config) == sizes:
             return name
@@ -286,11 +314,11 @@ def find_named(sizes: Sizes) -> str | None:
 def build_model_cfg(sizes: Sizes, by: str) -> dict[str, Any]:
     """Return open_clip's `model_cfg` for sizes that no named architecture has.
 
-    Heads are 64 channels wide, as in OpenAI's models. Raises SourceError if they cannot be.
+    Heads are 64 channels wide, as in OpenAI's models. Raises PublishError if they cannot be.
     """
     vision, text = sizes["vision width"], sizes["text width"]
     if vision % HEAD_WIDTH or text % HEAD_WIDTH:
-        raise SourceError(
+        raise PublishError(
             f"{by} does not say how many attention heads it has, and its widths {vision} and {text}"
             f" are no multiples of {HEAD_WIDTH}; give the architecture with --model FILE.json"
         )
@@ -322,6 +350,15 @@ def mlp_ratio(hidden: int, width: int) -> float:
     """Return the ratio for which int(width · ratio) is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def name_config(config: ClipConfig) -> str:
+    """Name the architecture of `config`, without "-quickgelu"."""
+    name = find_named(sizes_of_config(config))
+    # Shapes do not tell the heads.
+    if name is not None and same_architecture(config, parse_config(named_configs()[name], name)):
+        return name
+    return name_sizes(sizes_of_config(config))
 
 
 def name_sizes(sizes: Sizes) -> str:

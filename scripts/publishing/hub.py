@@ -7,33 +7,58 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import urllib.parse
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.publishing.errors import SourceError
+from scripts.publishing.errors import PublishError
 
 _HTTP_PACKAGES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+
+
+def check_endpoint(label: str) -> None:
+    """Check HF_ENDPOINT before huggingface_hub is imported, which fails on some values.
+
+    label: what messages begin with. Raises PublishError, which does not quote the value: it may
+    hold a password.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint is None:
+        return
+    try:
+        parsed = urllib.parse.urlsplit(endpoint)
+        valid = parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not endpoint.isprintable() or " " in endpoint:
+        raise PublishError(
+            f"{label}: HF_ENDPOINT is {'not a valid URL' if endpoint else 'empty'}; set it to the"
+            " address of a hub, as in https://huggingface.co, or unset it"
+        )
 
 
 class HubRepository:
     """Files of one repository, all of the same commit.
 
-    name: ORG/NAME. label: as users write it, for messages.
+    name: ORG/NAME. label: as users write it, for messages. may_be_path: the user may have meant a
+    file or directory, which does not exist.
     """
 
-    def __init__(self, name: str, label: str) -> None:
+    def __init__(self, name: str, label: str, *, may_be_path: bool = False) -> None:
         self.name = name
         self.label = label
+        self._may_be_path = may_be_path
         self._commit: str | None = None
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file in the hub's cache, after a download if it is not there.
 
-        None if the repository has no such file. Raises SourceError.
+        None if the repository has no such file. Raises PublishError.
         """
+        check_endpoint(self.label)
         import huggingface_hub
         from huggingface_hub import errors
 
@@ -60,14 +85,17 @@ class HubRepository:
         found = huggingface_hub.try_to_load_from_cache(self.name, name, revision=self._commit)
         return found is huggingface_hub._CACHED_NO_EXIST
 
-    def _explain(self, error: BaseException, name: str) -> SourceError:
+    def _explain(self, error: BaseException, name: str) -> PublishError:
         """Return the sentence for an exception of huggingface_hub."""
         from huggingface_hub import constants, errors
 
         host = urllib.parse.urlsplit(constants.ENDPOINT).hostname or "the hub"
         status = getattr(getattr(error, "response", None), "status_code", None)
+        # Other errors are of a repository that there is.
+        unknown = status is None or isinstance(error, errors.RepositoryNotFoundError)
         token = "set HF_TOKEN to a token that may read it, or run `hf auth login`"
         if isinstance(error, errors.GatedRepoError):
+            unknown = False
             cause = f"{self.name} is gated; accept its terms on {host}, and {token}"
         elif isinstance(error, errors.RepositoryNotFoundError):
             cause = f"{host} has no public model {self.name}; check the name, or {token}"
@@ -106,7 +134,11 @@ class HubRepository:
                 f"{name} cannot be downloaded ({type(error).__name__}); check HF_ENDPOINT, HF_HOME"
                 " and HF_TOKEN"
             )
-        return SourceError(f"{self.label}: {cause}")
+        if self._may_be_path and self._commit is None and unknown:
+            return PublishError(
+                f"there is no file or directory {self.label} here; as a hub name: {cause}"
+            )
+        return PublishError(f"{self.label}: {cause}")
 
 
 @contextlib.contextmanager

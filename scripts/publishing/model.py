@@ -27,6 +27,7 @@ from scripts.publishing.architecture import (
     describe_difference,
     drop_defaults,
     find_named,
+    name_config,
     name_sizes,
     named_configs,
     parse_config,
@@ -35,7 +36,7 @@ from scripts.publishing.architecture import (
     sizes_of_config,
     sizes_of_tensors,
 )
-from scripts.publishing.errors import SourceError, redact
+from scripts.publishing.errors import PublishError, redact, report
 from scripts.publishing.preprocessing import OPENAI_PREPROCESSING
 from scripts.publishing.sources import activation, find_source
 from scripts.publishing.statement import Statement
@@ -68,12 +69,12 @@ def read_model(
     quick_gelu: bool | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = report,
 ) -> Model:
     """Read the model that the arguments of the command describe, and report what was recognized.
 
     model, quick_gelu, mean, std: None if the user does not give them.
-    Raises SourceError, a SystemExit, if there is no such model or it cannot be published.
+    Raises PublishError, a SystemExit, if there is no such model or it cannot be published.
     """
     shown = redact(source)
     wanted = read_wanted(model) if model is not None else None
@@ -86,11 +87,15 @@ def read_model(
     config = ClipConfig.from_open_clip(decision.model_cfg)
     base = decision.name.removesuffix(QUICK_GELU_SUFFIX)
     tensor_names.check_fit(contents.tensors, config, shown, base)
+    tensor_names.check_finite(contents.tensors, shown)  # last: it reads all values
     floats = config.embed_dim
     kind = activation(config.quick_gelu)
     report(f"{found.label}: {contents.form}; {base} with {kind}, {floats} floats")
     if floats != USUAL_FLOATS:
-        report(f"{found.label}: vectors have {floats} floats, not {USUAL_FLOATS}")
+        report(
+            f"{found.label}: vectors have {floats} floats, not the {USUAL_FLOATS} of ViT-L/14; the"
+            " service works with any number, but vectors of different models cannot be compared"
+        )
     if not found.untrained:
         for note in decision.notes:
             report(f"{found.label}: {note}")
@@ -120,7 +125,7 @@ class _Options:
     def decide(self, statement: Statement, sizes: Sizes) -> _Decision:
         """Bring together what the source, its tensors and the user say.
 
-        sizes: of the tensors; empty before they are read. Raises SourceError for a contradiction.
+        sizes: of the tensors; empty before they are read. Raises PublishError for a contradiction.
         """
         name, base, notes = self._decide_architecture(statement, sizes)
         quick_gelu, note = self._decide_activation(statement, name)
@@ -148,16 +153,9 @@ class _Options:
             return wanted.name.removesuffix(QUICK_GELU_SUFFIX), wanted.model_cfg, []
         if stated is not None:
             self._compare_sizes(sizes, stated, statement.by)
-            config = parse_config(stated, statement.by)
-            name = find_named(sizes_of_config(config))
-            # Shapes do not tell the heads.
-            if name is None or not same_architecture(
-                config, ClipConfig.from_open_clip(named_configs()[name])
-            ):
-                name = name_sizes(sizes_of_config(config))
-            return name, stated, []
+            return name_config(parse_config(stated, statement.by)), stated, []
         if len(sizes) < count_sizes():
-            raise SourceError(
+            raise PublishError(
                 f"{self.shown}: the weights do not fit any CLIP: tensors are missing that tell its"
                 f" architecture (the others tell {', '.join(sizes) or 'nothing'}); give a complete"
                 " checkpoint"
@@ -183,7 +181,7 @@ class _Options:
             difference = describe_difference(sizes_of_config(theirs), sizes_of_config(ours))
             heads = f"{theirs.vision.heads} and {theirs.text.heads} attention heads, not "
             difference = difference or f"{heads}{ours.vision.heads} and {ours.text.heads}"
-            raise SourceError(
+            raise PublishError(
                 f"{self.shown}: {statement.by} contradicts {wanted.shown}: it has {difference};"
                 " leave --model out"
             )
@@ -193,7 +191,7 @@ class _Options:
         if difference := describe_difference(sizes, expected):
             name = find_named(sizes) if len(sizes) == len(expected) else None
             held = f" of {name}" if name else ""
-            raise SourceError(
+            raise PublishError(
                 f"{self.shown} contradicts {by}: its tensors{held} have {difference};"
                 f" {'leave --model out' if by.startswith('--model') else 'correct the config'}, or"
                 " give the checkpoint that was meant"
@@ -209,7 +207,7 @@ class _Options:
             said.append((self.quick_gelu, "--quick-gelu" if self.quick_gelu else "--no-quick-gelu"))
         for value, by in said[1:]:
             if value != said[0][0]:
-                raise SourceError(
+                raise PublishError(
                     f"{self.shown}: {said[0][1]} says {activation(said[0][0])}, but {by} says"
                     f" {activation(value)}; give only the one that the model was trained with"
                 )
@@ -236,7 +234,7 @@ class _Options:
                     chosen.append(name)
                 continue
             if stated is not None and not all(map(_is_close, stated, given)):
-                raise SourceError(
+                raise PublishError(
                     f"{self.shown}: {statement.preprocess_by} says {name} {_join(stated)}, but"
                     f" --{name} says {_join(given)}; leave --{name} out"
                 )
@@ -247,7 +245,8 @@ class _Options:
         flags = " and ".join(f"--{name}" for name in chosen)
         note = (
             f"nothing says the normalization: {values} were chosen, as in OpenAI's models; give"
-            f" {flags} if the model was trained with others"
+            f" {flags} if the model was trained with others (look in preprocessor_config.json or"
+            " open_clip_config.json beside the model)"
         )
         return preprocess_cfg, [note]
 

@@ -20,8 +20,8 @@ from scripts.publishing.architecture import (
     named_configs,
     parse_config,
 )
-from scripts.publishing.errors import SourceError
-from scripts.publishing.hub import HubRepository
+from scripts.publishing.errors import PublishError, redact, show
+from scripts.publishing.hub import HubRepository, check_endpoint
 from scripts.publishing.statement import Statement
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -36,7 +36,7 @@ class PretrainedTag:
     entry: Mapping[str, Any]
 
     def statement(self, wanted: WantedModel | None) -> Statement:
-        """Return what open_clip says of the tag. Raises SourceError if it cannot be published."""
+        """Return what open_clip says of the tag. Raises PublishError if it cannot be published."""
         by = f"open_clip's tag {self.tag} of {self.model}"
         model_cfg = named_configs()[self.model] if wanted is None else wanted.model_cfg
         parse_config(model_cfg, by)
@@ -49,7 +49,7 @@ class PretrainedTag:
         )
 
     def download(self) -> Path:
-        """Return the path of the checkpoint, from a cache or downloaded. Raises SourceError."""
+        """Return the path of the checkpoint, from a cache or downloaded. Raises PublishError."""
         if "file" in self.entry:
             return Path(self.entry["file"])
         if location := self.entry.get("hf_hub"):
@@ -59,7 +59,7 @@ class PretrainedTag:
             for file in names:
                 if path := repository.file(file):
                     return path
-            raise SourceError(f"{self.tag}: {organization}/{name} has no {' or '.join(names)}")
+            raise PublishError(f"{self.tag}: {organization}/{name} has no {' or '.join(names)}")
         return self._download_url(self.entry["url"])
 
     def _download_url(self, url: str) -> Path:
@@ -69,7 +69,7 @@ class PretrainedTag:
             return Path(pretrained.download_pretrained_from_url(url))
         except (urllib.error.URLError, RuntimeError, OSError) as error:
             free = shutil.disk_usage(Path.home()).free
-            raise SourceError(
+            raise PublishError(
                 f"{self.tag}: its file cannot be downloaded from {url.split('/')[2]}"
                 f" ({type(error).__name__}; {free / 1e9:,.1f} GB are free here); check the network"
                 " and the space in ~/.cache/clip, and run the same command again"
@@ -79,8 +79,9 @@ class PretrainedTag:
 def find_tag(tag: str, wanted: WantedModel | None) -> PretrainedTag:
     """Find `tag` among those of the wanted architecture, by default of any.
 
-    Raises SourceError, which lists the tags that there are.
+    Raises PublishError, which lists the tags that there are.
     """
+    check_endpoint(redact(tag))
     from open_clip import pretrained
 
     clean = tag.lower().replace("-", "_")
@@ -95,7 +96,7 @@ def find_tag(tag: str, wanted: WantedModel | None) -> PretrainedTag:
         return _find_of_model(tag, clean, default)
     if len(models) == 1:
         return _find_of_model(tag, clean, models.pop())
-    raise SourceError(
+    raise PublishError(
         f"{tag}: open_clip has this tag for {', '.join(sorted(models)[:8])}; choose one with"
         " --model"
     )
@@ -115,7 +116,7 @@ def _find_of_model(tag: str, clean: str, model: str) -> PretrainedTag:
         return entries[clean]
     close = difflib.get_close_matches(clean, entries, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise SourceError(
-        f"{tag!r} is neither a file, nor random:SEED, nor a pretrained tag of {model}"
-        f" (known: {', '.join(entries) or 'none'}){hint}"
+    raise PublishError(
+        f"there is no file or directory {show(redact(tag))}, and open_clip has no pretrained tag of"
+        f" {base} with this name{hint} (known: {', '.join(entries) or 'none'})"
     )

@@ -24,6 +24,7 @@ from clip_embed.checkpoint.manifest import (
     PublishedFile,
 )
 from scripts.lib.storage import Storage, crc32c_base64
+from scripts.publishing.errors import report
 from scripts.publishing.model import Model
 from scripts.publishing.shards import shards
 from scripts.publishing.tokenizer_json import tokenizer_json
@@ -37,10 +38,10 @@ def publish(model: Model, storage: Storage) -> None:
 
     Raises AccessError or OSError, and FileExistsError if another model's files would be replaced.
     """
-    _check_free(storage)
+    config, tokenizer = json.dumps(model.config, indent=1).encode(), tokenizer_json()
+    _check_free(storage, {CONFIG_NAME: config, TOKENIZER_NAME: tokenizer})
     with tqdm(total=0, unit="B", unit_scale=True, desc="publish", dynamic_ncols=True) as bar:
         uploader = _Uploader(storage, bar)
-        config, tokenizer = json.dumps(model.config, indent=1).encode(), tokenizer_json()
         files = [uploader.put_file(CONFIG_NAME, config)]
         files.append(uploader.put_file(TOKENIZER_NAME, tokenizer))
         weight_map: dict[str, str] = {}
@@ -58,31 +59,51 @@ def publish(model: Model, storage: Storage) -> None:
         document = Manifest(model.name, model.source, tuple(files)).to_json()
         uploader.put(MANIFEST_NAME, document, cache_control="no-store")
     full = sum(tensor.numel() * 4 for tensor in model.tensors.values())
-    print(
+    saved = f"{1 - stored / full:.0%}"
+    instead = f" instead of {full / 1e6:,.1f} MB in float32 ({saved} saved)"
+    report(
         f"{storage.location}: {model.name} ({model.source}), {stored / 1e6:,.1f} MB of weights"
-        f" instead of {full / 1e6:,.1f} MB in float32 ({1 - stored / full:.0%} saved);"
+        f"{'' if saved in ('0%', '-0%') else instead};"
         f" {uploader.bytes_written / 1e6:,.1f} MB written,"
         f" {uploader.bytes_skipped / 1e6:,.1f} MB were there already"
     )
 
 
-def _check_free(storage: Storage) -> None:
+def _check_free(storage: Storage, contents: Mapping[str, bytes]) -> None:
     """Check that no file of another tool would be replaced, such as the index of transformers.
 
-    An interrupted publication has left files without a manifest, but its index names their objects.
+    contents: what is to be written beside the index, by name. Raises FileExistsError.
     """
-    if storage.version(MANIFEST_NAME) is not None or storage.version(INDEX_NAME) is None:
+    if storage.version(MANIFEST_NAME) is not None:
         return
-    try:
-        names = json.loads(storage.read(INDEX_NAME))["weight_map"].values()
-        ours = all(_CONTENT_NAME.fullmatch(name) for name in names)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        ours = False
-    if not ours:
+    others = [name for name, data in contents.items() if not _is_ours(storage, name, data)]
+    if storage.version(INDEX_NAME) is not None and not _is_our_index(storage.read(INDEX_NAME)):
+        others.append(INDEX_NAME)
+    if others:
         raise FileExistsError(
-            f"{storage.location} holds another model's {INDEX_NAME}, which publishing would"
-            " replace; choose an empty directory or prefix"
+            f"{storage.location} holds another model's {' and '.join(others)}, which publishing"
+            " would replace; choose an empty directory or prefix"
         )
+
+
+def _is_ours(storage: Storage, name: str, data: bytes) -> bool:
+    """Tell whether the file is missing, holds `data`, or is of an interrupted publication.
+
+    That has written the same content under a content name before.
+    """
+    present = storage.version(name)
+    if present is None or present.crc32c == crc32c_base64(data):
+        return True
+    return storage.version(content_name(name, storage.read(name))) is not None
+
+
+def _is_our_index(data: bytes) -> bool:
+    """Tell whether an index names objects as publishing does."""
+    try:
+        names = json.loads(data)["weight_map"].values()
+        return all(_CONTENT_NAME.fullmatch(name) for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def content_name(name: str, data: bytes) -> str:

@@ -31,6 +31,20 @@ def narrow(tensor: torch.Tensor) -> torch.Tensor:
     return half if same else wide
 
 
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return contiguous `tensors` with copies of those that share memory: safetensors refuses it.
+
+    Tied parameters of a checkpoint are float32 views of one storage.
+    """
+    separate: dict[str, torch.Tensor] = {}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        shares = tensor.data_ptr() < end
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+        separate[name] = tensor.clone() if shares else tensor
+    return {name: separate[name] for name in tensors}
+
+
 def shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[Shard]:
     """Yield the shards that hold `tensors`, in order. Only one is in memory at a time: tensors are
     narrowed twice, first to learn their sizes."""
@@ -47,7 +61,8 @@ def shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[Shard]:
         yield Shard(
             f"model-{number:05}-of-{len(groups):05}{SHARD_SUFFIX}",
             safetensors.torch.save(
-                {name: narrow(tensors[name]) for name in names}, metadata={"format": "pt"}
+                _separate({name: narrow(tensors[name]) for name in names}),
+                metadata={"format": "pt"},
             ),
             tuple(names),
         )

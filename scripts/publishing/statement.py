@@ -1,4 +1,4 @@
-"""What a source says about its model, beside the tensors."""
+"""Record the architecture, activation and preprocessing that a source states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.publishing.errors import SourceError
+from scripts.publishing.errors import PublishError
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,23 @@ class Statement:
 
 
 def parse_json(data: bytes, shown: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises SourceError, which begins with `shown`."""
+    """Parse a JSON object. Raises PublishError, which begins with `shown`."""
     try:
         document = json.loads(data)
-    except ValueError as error:
-        raise SourceError(f"{shown} is not valid JSON ({error}); fetch or save it anew") from error
+    except (ValueError, RecursionError) as error:
+        raise PublishError(
+            f"{shown} is not valid JSON: {_describe(error)}; fetch or save it anew"
+        ) from error
     if not isinstance(document, dict):
-        raise SourceError(f"{shown} is not a JSON object; fetch or save it anew")
+        raise PublishError(f"{shown} is not a JSON object; fetch or save it anew")
     return document
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return "it holds a number of more than 4,300 digits"  # the limit of Python's int()

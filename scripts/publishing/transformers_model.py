@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scripts.publishing.architecture import mlp_ratio
-from scripts.publishing.errors import SourceError
+from scripts.publishing.errors import PublishError, show
 
 _TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408,
@@ -49,23 +49,27 @@ _WAY_OUT = "publish a model with OpenAI's architecture (openai/clip-vit-large-pa
 def read_config(config: Mapping[str, Any], by: str) -> tuple[dict[str, Any], bool]:
     """Return open_clip's `model_cfg` and whether the activation is QuickGELU.
 
-    by: the file's name, for messages. Raises SourceError for a model of another architecture, or
+    by: the file's name, for messages. Raises PublishError for a model of another architecture, or
     one whose options the network does not implement.
     """
     model_type = config.get("model_type")
     if model_type != "clip":
-        raise SourceError(
-            f"{by}: model_type is {model_type!r}, not 'clip', which this service does not"
+        raise PublishError(
+            f"{by}: model_type is {show(model_type)}, not 'clip', which this service does not"
             f" implement; {_WAY_OUT}"
         )
-    classes = config.get("architectures") or ["CLIPModel"]
-    if "CLIPModel" not in classes:
-        raise SourceError(
-            f"{by}: architectures is {', '.join(map(str, classes))}; publish a CLIPModel, which has"
-            " both towers and their projections"
+    classes = config.get("architectures")
+    if classes is None:
+        classes = ["CLIPModel"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise PublishError(f"{by}: architectures is {show(classes)}; expected a list of names")
+    if classes and "CLIPModel" not in classes:
+        raise PublishError(
+            f"{by}: architectures is {', '.join(classes)}; publish a CLIPModel, which has both"
+            " towers and their projections"
         )
     if config.get("quantization_config"):
-        raise SourceError(f"{by}: the tensors are quantized; publish the model that was not")
+        raise PublishError(f"{by}: the tensors are quantized; publish the model that was not")
     text = _section(config, "text_config", _TEXT_DEFAULTS, by)
     vision = _section(config, "vision_config", _VISION_DEFAULTS, by)
     _check_options(text, vision, by)
@@ -99,8 +103,9 @@ def _section(
 ) -> dict[str, Any]:
     """Return the options of one tower, completed with transformers' defaults."""
     section, override = config.get(name) or {}, config.get(f"{name}_dict")
-    if not isinstance(section, Mapping) or not isinstance(override or {}, Mapping):
-        raise SourceError(f"{by}: {name} is {section!r}; expected an object")
+    for key, value in ((name, section), (f"{name}_dict", override or {})):
+        if not isinstance(value, Mapping):
+            raise PublishError(f"{by}: {key} is {show(value)}; expected an object")
     options = {**defaults, **{key: section[key] for key in defaults if key in section}}
     if override is not None:
         # Of configs from before 2023. transformers completes it with defaults, then it wins.
@@ -109,7 +114,7 @@ def _section(
         if type(default) is int and key != "eos_token_id":
             _positive(options[key], f"{name}.{key}", by)
     if options["hidden_size"] % options["num_attention_heads"]:
-        raise SourceError(
+        raise PublishError(
             f"{by}: {name}.hidden_size {options['hidden_size']} is no multiple of"
             f" {options['num_attention_heads']} heads; {_WAY_OUT}"
         )
@@ -118,37 +123,37 @@ def _section(
 
 def _positive(value: object, name: str, by: str) -> int:
     if type(value) is not int or value <= 0:
-        raise SourceError(f"{by}: {name} is {value!r}; expected a positive whole number")
+        raise PublishError(f"{by}: {name} is {show(value)}; expected a positive whole number")
     return value
 
 
 def _check_options(text: Mapping[str, Any], vision: Mapping[str, Any], by: str) -> None:
     for name, options in (("text_config", text), ("vision_config", vision)):
-        if options["hidden_act"] not in _ACTIVATIONS:
-            raise SourceError(
-                f"{by}: {name}.hidden_act is {options['hidden_act']!r}; this service has quick_gelu"
-                f" and gelu, so {_WAY_OUT}"
+        activation, epsilon = options["hidden_act"], options["layer_norm_eps"]
+        if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+            raise PublishError(
+                f"{by}: {name}.hidden_act is {show(activation)}; this service has quick_gelu and"
+                f" gelu, so {_WAY_OUT}"
             )
-        if options["layer_norm_eps"] != 1e-5:
-            raise SourceError(
-                f"{by}: {name}.layer_norm_eps is {options['layer_norm_eps']!r}; this service has"
-                f" 1e-05, so {_WAY_OUT}"
+        if epsilon != 1e-5:
+            raise PublishError(
+                f"{by}: {name}.layer_norm_eps is {show(epsilon)}; this service has 1e-05, so"
+                f" {_WAY_OUT}"
             )
     if text["hidden_act"] != vision["hidden_act"]:
-        raise SourceError(
+        raise PublishError(
             f"{by}: hidden_act is {text['hidden_act']!r} for texts and {vision['hidden_act']!r} for"
             f" images; this service has one activation for both, so {_WAY_OUT}"
         )
     if vision["num_channels"] != 3:
-        raise SourceError(
+        raise PublishError(
             f"{by}: vision_config.num_channels is {vision['num_channels']}; this service sends 3,"
             f" so {_WAY_OUT}"
         )
     if text["eos_token_id"] not in _END_TOKENS or type(text["eos_token_id"]) is not int:
-        raise SourceError(
-            f"{by}: text_config.eos_token_id is {text['eos_token_id']!r}, so transformers takes a"
-            " text's feature from another place than its end-of-text token (49407);"
-            f" {_WAY_OUT}"
+        raise PublishError(
+            f"{by}: text_config.eos_token_id is {show(text['eos_token_id'])}, so transformers takes"
+            f" a text's feature from another place than its end-of-text token (49407); {_WAY_OUT}"
         )
 
 
@@ -181,19 +186,29 @@ _BLOCK_NAMES = {
 _QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-def convert_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return `tensors` by open_clip's names.
+def convert_names(tensors: Mapping[str, torch.Tensor], shown: str) -> dict[str, torch.Tensor]:
+    """Return `tensors` by open_clip's names. shown: how messages call their source.
 
     Queries, keys and values are joined; the projections are transposed views. Names that are not
-    known stay as they are, so that they are reported as such.
+    known stay as they are, so that they are reported as such. Raises PublishError if a query, key
+    and value have different shapes, or a tensor is there by the names of both libraries.
     """
     converted: dict[str, torch.Tensor] = {}
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        if name in converted:
+            raise PublishError(
+                f"{shown} holds {name} twice, by its names in open_clip and in transformers; save"
+                " the state_dict of one model"
+            )
+        converted[name] = tensor
+
     joined: dict[str, list[torch.Tensor | None]] = {}
     for name, tensor in tensors.items():
         if name in _NAMES:
-            converted[_NAMES[name]] = tensor
+            put(_NAMES[name], tensor)
         elif name in _PROJECTIONS and tensor.ndim == 2:
-            converted[_PROJECTIONS[name]] = tensor.t()  # [D, W] -> [W, D]
+            put(_PROJECTIONS[name], tensor.t())  # [D, W] -> [W, D]
         elif block := _BLOCK.fullmatch(name):
             tower, number, part, kind = block.groups()
             prefix = (
@@ -203,11 +218,18 @@ def convert_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
                 parts = joined.setdefault(f"{prefix}attn.in_proj_{kind}", [None, None, None])
                 parts[_QUERY_KEY_VALUE.index(part)] = tensor
             else:
-                converted[f"{prefix}{_BLOCK_NAMES.get(part, part)}.{kind}"] = tensor
+                put(f"{prefix}{_BLOCK_NAMES.get(part, part)}.{kind}", tensor)
         else:
-            converted[name] = tensor
+            put(name, tensor)
     for name, parts in joined.items():
         complete = [part for part in parts if part is not None]
+        shapes = {tuple(part.shape) for part in complete}
+        if len(shapes) > 1 or () in shapes:
+            raise PublishError(
+                f"{shown}: queries, keys and values of {name.partition('.attn.')[0]} have the"
+                f" shapes {', '.join(str(list(part.shape)) for part in complete)}, which must be"
+                " equal; fetch or save the model anew"
+            )
         if len(complete) == 3:  # otherwise the joined tensor is reported as missing
-            converted[name] = torch.cat(complete)  # each [W, W] -> [3 W, W]
+            put(name, torch.cat(complete))  # each [W, W] -> [3 W, W]
     return converted

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def assert_same(loaded: Tensors, source: Tensors) -> None:
 def publish_source(source: str, destination: Path | str) -> None:
     """Do what the command does: SOURCE DEST --model tiny.json."""
     publish(read_model(source, str(TINY)), open_storage(str(destination)))
+
+
+class DyingStorage(DirectoryStorage):
+    """A directory whose publisher dies after every write."""
+
+    def write(self, *arguments: Any, **named: Any) -> None:
+        super().write(*arguments, **named)
+        raise KeyboardInterrupt
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -339,6 +349,33 @@ def test_failed_publication_leaves_no_manifest(tmp_path: Path) -> None:
     assert "manifest.json" not in files_of(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "open_clip_config.json"])
+def test_file_of_another_model_is_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(FileExistsError, match=f"holds another model's {name}, which publishing"):
+        publish(tiny(0), open_storage(str(tmp_path)))
+    assert files_of(tmp_path) == {name: b"{}"}
+
+
+def test_interrupted_first_publication_is_continued(tmp_path: Path) -> None:
+    for _ in range(50):
+        try:
+            publish(tiny(0), DyingStorage(str(tmp_path)))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert pulled(tmp_path).keys() == tiny(0).tensors.keys()
+
+
+def test_interrupted_first_publication_may_be_followed_by_another_model(tmp_path: Path) -> None:
+    """Its files have copies under names of their content, as no other tool writes."""
+    publish(tiny(0), open_storage(str(tmp_path)))
+    (tmp_path / "manifest.json").unlink()
+    other = replace(tiny(0), config={**tiny(0).config, "note": "other"})
+    publish(other, open_storage(str(tmp_path)))
+    assert (tmp_path / "manifest.json").exists()
+
+
 def test_failed_republication_leaves_the_old_manifest(tmp_path: Path) -> None:
     """The old model can still be pulled."""
     publish(tiny(1), open_storage(str(tmp_path)))
@@ -543,7 +580,7 @@ class Tripwire:
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     Tripwire.path = tmp_path / "tripped"
     torch.save({"state_dict": {"a": Tripwire()}}, tmp_path / "evil.pt")
-    with pytest.raises(SystemExit, match=r"evil\.pt is not a checkpoint of named tensors and no"):
+    with pytest.raises(SystemExit, match=r"evil\.pt holds a .* save its state_dict alone"):
         read_model(str(tmp_path / "evil.pt"), str(TINY))
     assert not Tripwire.path.exists()
     torch.load(tmp_path / "evil.pt", weights_only=False)
@@ -568,25 +605,30 @@ def test_file_that_is_not_a_checkpoint_is_refused(name: str, content: Any, tmp_p
         torch.save(content, tmp_path / name)
     with pytest.raises(SystemExit) as caught:
         read_model(str(tmp_path / name), str(TINY))
-    assert str(caught.value).startswith(f"{tmp_path / name} is not a checkpoint of named tensors")
-    assert "save its state_dict alone" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / name} ")
+    way_out = "; save the model's state_dict|; fetch or save it anew|; give the file that the train"
+    assert re.search(way_out, str(caught.value))
 
 
 @pytest.mark.parametrize(
     ("source", "model", "says"),
     [
-        ("nothing.pt", str(TINY), "'nothing.pt' is neither a file, nor random:SEED, nor a pret"),
-        ("openai", str(TINY), "'openai' is neither a file, nor random:SEED, nor a pretrained tag"),
+        ("nothing.pt", str(TINY), "there is no file or directory 'nothing.pt'; check the path"),
+        ("openai", str(TINY), "there is no file or directory 'openai', and open_clip has no"),
         ("opnai", "ViT-L-14-quickgelu", "(known: openai, "),
         ("random:", str(TINY), "'random:': give a seed, as in random:0"),
         ("random:-1", str(TINY), "'random:-1': give a seed"),
         ("random:x", str(TINY), "'random:x': give a seed"),
         ("random:0", "ViT-L-15", "open_clip knows no model 'ViT-L-15'; try ViT-L-14-quickgelu"),
-        ("random:0", "nothing.json", "nothing.json cannot be read as a model config"),
+        (
+            "random:0",
+            "nothing.json",
+            "there is no file nothing.json; give a JSON file with embed_di",
+        ),
         (
             "random:0",
             str(DEMO_MODEL / "manifest.json"),
-            "is not a model config: it needs embed_dim",
+            "has no embed_dim and no vision_cfg and no text_cfg; give a JSON file with embed_dim",
         ),
     ],
 )
@@ -649,7 +691,17 @@ def test_command_publishes_and_reports_the_saved_bytes(
 ) -> None:
     run(monkeypatch, "random:0", str(tmp_path / "out"))
     assert pulled(tmp_path / "out").keys() == tiny(0).tensors.keys()
-    assert f"{tmp_path / 'out'}: tiny (random:0), " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'out'}: tiny (random:0), " in printed
+    assert "in float32 (50% saved); " in printed
+
+
+def test_saved_bytes_are_reported_only_if_there_are_any(
+    trained: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {name: tensor + 1e-7 for name, tensor in trained.items()}
+    publish(replace(tiny(0), tensors=tensors), open_storage(str(tmp_path)))
+    assert "saved)" not in capsys.readouterr().out
 
 
 def test_help_is_printed_without_importing_torch() -> None:
@@ -667,3 +719,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "publish_weights.py SOURCE DEST" in done.stdout
+    help_text = " ".join(done.stdout.split())
+    assert "the architecture, if SOURCE does not tell it: ViT-L-14, or a JSON file" in help_text
+    assert "mean per channel, for pixels from 0 to 1" in help_text
+    assert "standard deviation per channel" in help_text

@@ -103,6 +103,8 @@ def hub(folder: Path) -> Iterator[HubServer]:
     squash = checkpoints.open_clip_config(resize_mode="squash")
     checkpoints.write_config(folder / "squash", squash)
     (folder / "squash" / "open_clip_model.safetensors").write_bytes(bytes(1000))
+    checkpoints.save_transformers(checkpoints.transformers_model(), folder / "both")
+    checkpoints.write_config(folder / "both", checkpoints.open_clip_config())
     (folder / "siglip").mkdir()
     (folder / "siglip" / "config.json").write_text('{"model_type": "siglip"}')
     (folder / "empty").mkdir()
@@ -118,6 +120,7 @@ def hub(folder: Path) -> Iterator[HubServer]:
         "org/forbidden": Repository(folder / "open_clip", status=403),
         "org/busy": Repository(folder / "open_clip", status=501),
         "org/squash": Repository(folder / "squash"),
+        "org/both": Repository(folder / "both"),
         "org/siglip": Repository(folder / "siglip"),
         "org/empty": Repository(folder / "empty"),
     }
@@ -133,15 +136,16 @@ GOOD = {
     "hf-hub:org/private": "hf-hub:org/private: open_clip model; ViT-128x2-8 with GELU",
 }
 REFUSED = {
-    "org/nothing": "org/nothing: 127.0.0.1 has no public model org/nothing; check the name, or set",
+    "org/nothing": "there is no file or directory org/nothing here; as a hub name: 127.0.0.1 ",
     "hf-hub:org/nothing": "hf-hub:org/nothing: 127.0.0.1 has no public model org/nothing; check",
-    "org/secret": "org/secret: 127.0.0.1 has no public model org/secret; check the name, or set HF",
+    "org/secret": "there is no file or directory org/secret here; as a hub name: 127.0.0.1 h",
     "org/gated": "org/gated: org/gated is gated; accept its terms on 127.0.0.1, and set HF_TOKEN",
     "org/forbidden": "org/forbidden: 127.0.0.1 denies access to config.json (HTTP 403); set HF_TO",
     "org/busy": "org/busy: 127.0.0.1 answers HTTP 501 for config.json; run the same command again",
     "org/broken": "org/broken: the download of open_clip_model.safetensors was interrupted (",
     "org/shortened": "org/shortened: the download of open_clip_model.safetensors was interrupted",
     "org/squash": "org/squash: open_clip_config.json: resize_mode 'squash' cannot be prepared here",
+    "hf-hub:org/both": "hf-hub:org/both: open_clip_config.json has GELU, but config.json says ",
     "org/siglip": "org/siglip: config.json: model_type is 'siglip', not 'clip', which this service",
     "org/empty": "org/empty has neither open_clip_config.json nor config.json; give a repository",
     "hf-hub:a/b/c": "hf-hub:a/b/c: that is no name of a model on the hub; give hf-hub:ORG/NAME",
@@ -217,7 +221,7 @@ def test_unreachable_hub_is_named(results: dict[str, Result], folder: Path) -> N
     assert found["cached"].code in (0, None)
     assert found["cached transformers"].code in (0, None)
     assert str(found["new"].code) == (
-        "org/new: 127.0.0.1 cannot be reached (ConnectError); check the network, HTTPS_PROXY and"
-        " HF_ENDPOINT"
+        "there is no file or directory org/new here; as a hub name: 127.0.0.1 cannot be reached"
+        " (ConnectError); check the network, HTTPS_PROXY and HF_ENDPOINT"
     )
     assert TOKEN not in str(found)

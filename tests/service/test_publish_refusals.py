@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch
 from clip_embed.model.clip import Clip
 from clip_embed.model.config import ClipConfig
 from scripts import publish_weights
-from scripts.publishing import architecture, model
+from scripts.publishing import architecture, checkpoint_file, model, transformers_model
 from scripts.publishing.statement import Statement
 
 MINI: dict[str, Any] = {
@@ -69,7 +71,8 @@ def refuse(
             run(source, *options)
         message = str(caught.value.code)
         assert "\n" not in message
-        assert len(message) > 20
+        assert 20 < len(message) < 900
+        assert message.isprintable()
         assert "weights_only" not in message
         printed = capsys.readouterr()
         assert (printed.out, printed.err) == ("", "")
@@ -186,6 +189,198 @@ def test_other_architecture_is_refused_by_name(
     assert says in message
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("visual.proj", lambda: torch.zeros(64, 96).to_sparse(), "visual.proj is a sparse tensor"),
+        ("visual.proj", lambda: torch.zeros(64, 96).to_sparse_csr(), "proj is a sparse tensor"),
+        ("visual.proj", lambda: torch.empty(64, 96, device="meta"), "is a tensor without values"),
+        (
+            "visual.proj",
+            lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "visual.proj is a nested tensor",
+        ),
+        (
+            "visual.proj",
+            lambda: torch.zeros(1).expand(10**6, 10**6),
+            "visual.proj is an expanded tensor of 1,000,000,000,000 values; save it as an ordinary",
+        ),
+        (
+            "transformer.resblocks.99999999999.ln_1.weight",
+            lambda: torch.zeros(2),
+            "transformer.resblocks.99999999999.ln_1.weight is unknown",
+        ),
+        (f"transformer.resblocks.{'9' * 5000}.w", lambda: torch.zeros(2), "is unknown; give the"),
+        ("visual.a\n\x1b[31mb", lambda: torch.zeros(2), r"visual.a \x1b[31mb is unknown"),
+        # Names and shapes are checked before values.
+        ("extra.weight", lambda: torch.full((2,), math.nan), "extra.weight is unknown"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensor_of_another_kind_is_refused_by_name(
+    name: str,
+    tensor: Callable[[], torch.Tensor],
+    says: str,
+    state: Tensors,
+    refuse: Any,
+    tmp_path: Path,
+) -> None:
+    state[name] = tensor()
+    assert says in refuse(save(state, tmp_path / "a.pt"))
+
+
+def test_queries_and_keys_of_other_shapes_are_refused(refuse: Any, tmp_path: Path) -> None:
+    prefix = "text_model.encoder.layers.0.self_attn"
+    state = {
+        "vision_model.pre_layrnorm.weight": torch.zeros(2),
+        f"{prefix}.q_proj.weight": torch.zeros(64, 64),
+        f"{prefix}.k_proj.weight": torch.zeros(32, 32),
+        f"{prefix}.v_proj.weight": torch.zeros(64, 64),
+    }
+    message = refuse(save(state, tmp_path / "a.bin"))
+    assert "values of transformer.resblocks.0 have the shapes [64, 64], [32, 32], [64, " in message
+
+
+def test_tensor_by_the_names_of_both_libraries_is_refused(refuse: Any, tmp_path: Path) -> None:
+    state = {
+        "vision_model.pre_layrnorm.weight": torch.zeros(2),
+        "text_model.final_layer_norm.weight": torch.zeros(2),
+        "visual.ln_pre.weight": torch.zeros(2),
+    }
+    message = refuse(save(state, tmp_path / "a.bin"))
+    assert "holds visual.ln_pre.weight twice, by its names in open_clip and in tr" in message
+
+
+def test_tied_tensors_are_published_as_copies(state: Tensors, run: Any, tmp_path: Path) -> None:
+    """In float32: float16 makes copies anyway."""
+    base = torch.full((100,), 1 / 3)
+    state["visual.ln_pre.weight"] = state["visual.ln_post.weight"] = base[:64]
+    state["ln_final.weight"] = base[36:]
+    run(save(state, tmp_path / "a.pt"))
+    assert all(torch.equal(published(tmp_path)[name], base[:64]) for name in TIED)
+
+
+TIED = ("visual.ln_pre.weight", "visual.ln_post.weight", "ln_final.weight")
+
+
+def published(folder: Path) -> Tensors:
+    """Return the tensors in the shards that `run` published."""
+    found: Tensors = {}
+    for path in (folder / "out").glob("*.safetensors"):
+        found |= safetensors.torch.load_file(path)
+    return found
+
+
+def marked(state: Tensors) -> Tensors:
+    """Return other weights of the same architecture."""
+    return {**state, "ln_final.bias": torch.ones_like(state["ln_final.bias"])}
+
+
+def prefixed(state: Tensors, prefix: str) -> Tensors:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def write_shards(folder: Path, *shards: Tensors, name: str = "model") -> Path:
+    """Write safetensors shards and their index. Return the index."""
+    folder.mkdir(exist_ok=True)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{name}-{number:05}-of-{len(shards):05}.safetensors"
+        plain = {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in shard.items()
+        }
+        safetensors.torch.save_file(plain, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    index = folder / f"{name}.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def test_ema_weights_in_a_shard_of_their_own_are_not_taken(
+    state: Tensors, run: Any, tmp_path: Path
+) -> None:
+    write_shards(tmp_path / "model", state, prefixed(marked(state), "ema_model."))
+    lines = run(tmp_path / "model")
+    assert "; its ordinary weights, not its EMA weights; " in lines[0]
+    assert not published(tmp_path)["ln_final.bias"].any()
+
+
+def test_tensor_in_two_shards_is_refused(state: Tensors, refuse: Any, tmp_path: Path) -> None:
+    stale = {"ln_final.bias": marked(state)["ln_final.bias"]}
+    write_shards(tmp_path / "model", state, stale)
+    message = refuse(tmp_path / "model")
+    assert (
+        "model holds ln_final.bias in two shards, model-00001-of-00002.safetensors and" in message
+    )
+
+
+def test_shard_that_holds_other_things_is_refused(
+    state: Tensors, refuse: Any, tmp_path: Path
+) -> None:
+    write_shards(tmp_path / "model", state, {"extra": torch.zeros(1)})
+    save({"state_dict": state}, tmp_path / "model" / "model-00002-of-00002.safetensors")
+    assert "00002-of-00002.safetensors is a shard that holds other things" in refuse(
+        tmp_path / "model"
+    )
+
+
+@pytest.mark.parametrize("config", [None, {"model_cfg": MINI, "preprocess_cfg": {}}])
+def test_index_given_as_source_is_the_one_that_is_read(
+    config: Any, state: Tensors, run: Any, tmp_path: Path
+) -> None:
+    directory = open_clip_directory(tmp_path, config)
+    if config is None:
+        (directory / "open_clip_config.json").unlink()
+    safetensors.torch.save_file({"a": torch.zeros(1)}, directory / "model.safetensors")
+    index = write_shards(directory, marked(state), name="other")
+    lines = run(index)
+    assert ("with the config beside it; ViT-64x1-8 with GELU" in lines[0]) == (config is not None)
+    assert published(tmp_path)["ln_final.bias"].all()
+
+
+def test_towers_of_two_models_are_refused(state: Tensors, refuse: Any, tmp_path: Path) -> None:
+    mixed = {
+        f"{'clip.' if name.startswith('visual.') else 'model.'}{name}": tensor
+        for name, tensor in state.items()
+    }
+    message = refuse(save(mixed, tmp_path / "a.ckpt"))
+    assert (
+        "holds parts of two models, such as model.positional_embedding and clip.visual." in message
+    )
+
+
+@pytest.mark.parametrize("stray", ["visual.proj", "loss.weight"])
+def test_complete_ema_weights_beside_a_stray_tensor_are_taken(
+    stray: str, state: Tensors, run: Any, tmp_path: Path
+) -> None:
+    ema = prefixed(marked(state), "ema.")
+    lines = run(save({"state_dict": {**ema, stray: torch.zeros(64, 96)}}, tmp_path / "a.ckpt"))
+    assert "its EMA weights, as its other tensors are no whole model" in lines[0]
+    lines = run(save({"model": {stray: torch.zeros(2)}, "ema": state}, tmp_path / "b.ckpt"))
+    assert "its EMA weights, as its other tensors are no whole model" in lines[0]
+
+
+class CountingDict(dict[str, Any]):
+    """A dict that refuses to be searched without end."""
+
+    searches = 0
+
+    def get(self, *arguments: Any) -> Any:
+        CountingDict.searches += 1
+        assert CountingDict.searches < 500_000
+        return super().get(*arguments)
+
+
+def test_nested_dicts_are_searched_to_a_limit() -> None:
+    nested: Any = {"x": 1}
+    for _ in range(14):
+        nested = CountingDict.fromkeys(
+            ("state_dict", "model_state_dict", "model", "module"), nested
+        )
+    assert checkpoint_file._find_state(nested) is None
+
+
 def test_other_tensors_are_no_clip(refuse: Any, tmp_path: Path) -> None:
     message = refuse(save({"layer.weight": torch.zeros(2)}, tmp_path / "a.pt"))
     assert "is no CLIP checkpoint: it holds layer.weight; give a checkpoint of" in message
@@ -286,7 +481,8 @@ def test_choice_without_any_statement_is_openais_activation_if_they_have_the_arc
 def open_clip_directory(folder: Path, config: Any) -> Path:
     (folder / "model").mkdir()
     path = folder / "model" / "open_clip_config.json"
-    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    text = config if isinstance(config, str) else json.dumps(config)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     return folder / "model"
 
 
@@ -307,7 +503,23 @@ def open_clip_directory(folder: Path, config: Any) -> Path:
         ({"model_cfg": MINI, "preprocess_cfg": {"resize_mode": "longest"}}, "'longest' cannot be"),
         ({"model_cfg": MINI, "preprocess_cfg": {"interpolation": "random"}}, "interpolation 'rand"),
         ({"model_cfg": MINI, "preprocess_cfg": {"mean": [0, 0]}}, "mean is [0, 0]; expected three"),
-        ({"model_cfg": MINI, "preprocess_cfg": {"std": [1, 1, 0]}}, "expected three positive num"),
+        (
+            {"model_cfg": MINI, "preprocess_cfg": {"std": [1, 1, 0]}},
+            "std is [1, 1, 0]; expected three numbers from 0.001 to 1",
+        ),
+        ({"model_cfg": MINI, "preprocess_cfg": {"mean": [math.nan, 0, 0]}}, "mean is [nan, 0, 0];"),
+        ({"model_cfg": MINI, "preprocess_cfg": {"mean": [10**400, 0, 0]}}, "expected three number"),
+        ({"model_cfg": MINI, "preprocess_cfg": {"mean": [True, 0, 0]}}, "mean is [True, 0, 0]; "),
+        ({"model_cfg": MINI, "preprocess_cfg": {"std": [math.inf, 1, 1]}}, "std is [inf, 1, 1]; "),
+        ({"model_cfg": MINI, "preprocess_cfg": {"std": [1e-320, 1, 1]}}, "numbers from 0.001 to"),
+        ({"model_cfg": MINI, "preprocess_cfg": {"interpolation": []}}, "interpolation [] is not"),
+        (
+            {"model_cfg": {**MINI, "vision_cfg": {"mlp_ratio": math.inf}}},
+            "vision_cfg: mlp_ratio is inf; expected a finite number",
+        ),
+        ("[" * 100_000, "open_clip_config.json is not valid JSON: it is nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "it holds a number of more than 4,300 digits; fetch or"),
+        ('{"a": "\udcff"}', "open_clip_config.json is not valid JSON: byte 7 is not UTF-8"),
         ({"model_cfg": MINI, "preprocess_cfg": {"mode": "L"}}, "images of mode 'L' cannot be"),
         ({"model_cfg": MINI}, "model has none of open_clip_model.safetensors"),
     ],
@@ -317,6 +529,110 @@ def test_open_clip_config_is_refused_before_the_tensors_are_read(
 ) -> None:
     """There are none in this directory."""
     assert says in refuse(open_clip_directory(tmp_path, config))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"quick_gelu": False}, "open_clip_config.json has GELU, but config.json says QuickGELU"),
+        ({"embed_dim": 32}, "open_clip_config.json contradicts config.json: it has embed_dim 32"),
+        ({"mean": [0.1, 0.1, 0.1]}, "says mean [0.1, 0.1, 0.1], but preprocessor_config.json say"),
+        ({"interpolation": "bilinear"}, "says interpolation bilinear, but preprocessor_config."),
+    ],
+)
+def test_two_configs_that_contradict_each_other_are_refused(
+    change: dict[str, Any], says: str, as_file: bool, state: Tensors, refuse: Any, tmp_path: Path
+) -> None:
+    model_cfg, quick_gelu = transformers_model.read_config(CLIP, "config.json")
+    model_cfg |= {"quick_gelu": quick_gelu}
+    preprocess_cfg = {"mean": [0.5, 0.5, 0.5]}
+    for key, value in change.items():
+        (model_cfg if key in model_cfg else preprocess_cfg)[key] = value
+    directory = open_clip_directory(
+        tmp_path, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    )
+    (directory / "config.json").write_text(json.dumps(CLIP))
+    processor = json.dumps({"image_mean": [0.5, 0.5, 0.5]})
+    (directory / "preprocessor_config.json").write_text(processor)
+    path = save(state, directory / "model.safetensors")
+    assert says in refuse(path if as_file else directory)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize(
+    ("quick_gelu", "preprocess_cfg", "says"),
+    [
+        (False, {}, "OpenAI's format has QuickGELU, but open_clip_config.json says GELU; correct"),
+        (True, {"mean": [0.5, 0.5, 0.5]}, "OpenAI's format says mean [0.48145466, 0.4578275, 0.4"),
+        (True, {}, None),
+    ],
+)
+def test_config_beside_openais_state_dict_must_not_contradict_it(
+    quick_gelu: bool,
+    preprocess_cfg: Any,
+    says: str | None,
+    as_file: bool,
+    state: Tensors,
+    refuse: Any,
+    run: Any,
+    tmp_path: Path,
+) -> None:
+    config = {"model_cfg": {**MINI, "quick_gelu": quick_gelu}, "preprocess_cfg": preprocess_cfg}
+    directory = open_clip_directory(tmp_path, config)
+    sizes = {"input_resolution": 32, "context_length": 8, "vocab_size": 49408}
+    path = save({**state, **sizes}, directory / "a.pt")
+    source = path if as_file else directory
+    if says is None:
+        assert "OpenAI's state dict; ViT-64x1-8 with QuickGELU" in run(source)[0]
+    else:
+        assert says in refuse(source)
+
+
+def test_config_of_a_training_is_left_out(state: Tensors, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"lr": 0.1}')
+    path = save(state, tmp_path / "model" / "a.pt")
+    expected = (
+        "a.pt: open_clip checkpoint (config.json beside it is not of a CLIP of transformers: "
+    )
+    assert run(path.parent)[0].startswith(expected)
+
+
+def test_several_checkpoints_beside_a_config_are_named(
+    state: Tensors, refuse: Any, tmp_path: Path
+) -> None:
+    directory = open_clip_directory(tmp_path, {"model_cfg": MINI})
+    for number in (1, 2):
+        save(state, directory / f"epoch_{number}.pt")
+    message = refuse(directory)
+    assert (
+        "model holds 2 checkpoints, none of which has a usual name such as open_clip_mo" in message
+    )
+    assert ": epoch_1.pt, epoch_2.pt; give one of them" in message
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_checkpoint_is_read_by_its_content(
+    name: str, compression: int, state: Tensors, run: Any, tmp_path: Path
+) -> None:
+    with (
+        zipfile.ZipFile(save(state, tmp_path / "plain")) as plain,
+        zipfile.ZipFile(tmp_path / name, "w", compression) as packed,
+    ):
+        for member in plain.namelist():
+            packed.writestr(member, plain.read(member))
+    assert run(tmp_path / name)[0].startswith(f"{name}: open_clip checkpoint; ViT-64x1-8")
+
+
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb.pt", os.fsdecode(b"\xff.pt")])
+def test_control_characters_of_a_file_name_are_not_printed(
+    name: str, state: Tensors, run: Any, tmp_path: Path
+) -> None:
+    assert all(line.isprintable() for line in run(save(state, tmp_path / name)))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert manifest["source"].isprintable()
 
 
 TOWER = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -336,10 +652,18 @@ def vision(**options: Any) -> dict[str, Any]:
     [
         ({"model_type": "siglip"}, "config.json: model_type is 'siglip', not 'clip'"),
         ({"model_type": "chinese_clip"}, "model_type is 'chinese_clip', not 'clip'"),
-        ({}, "model_type is None, not 'clip'"),
+        ({}, "model has no checkpoint, and its config.json names no model_type, so it is not"),
+        ({"model_type": None}, "model_type is None, not 'clip'"),
         ({**CLIP, "architectures": ["CLIPVisionModel"]}, "architectures is CLIPVisionModel; publi"),
         ({**CLIP, "quantization_config": {"load_in_8bit": True}}, "the tensors are quantized"),
         (text(hidden_act="gelu_new"), "text_config.hidden_act is 'gelu_new'; this service has"),
+        (text(hidden_act=["gelu"]), "text_config.hidden_act is ['gelu']; this service has quick"),
+        (vision(hidden_act={}), "vision_config.hidden_act is {}; this service has quick_gelu"),
+        ({**CLIP, "architectures": 5}, "architectures is 5; expected a list of names"),
+        ({**CLIP, "architectures": "ChineseCLIPModel"}, "architectures is 'ChineseCLIPModel'; exp"),
+        ({**CLIP, "architectures": [5]}, "architectures is [5]; expected a list of names"),
+        ({**CLIP, "text_config_dict": 5}, "text_config_dict is 5; expected an object"),
+        ({**CLIP, "model_type": "x" * 10_000}, "model_type is 'xxx"),
         (text(hidden_act="gelu"), "hidden_act is 'gelu' for texts and 'quick_gelu' for images"),
         (text(layer_norm_eps=1e-6), "text_config.layer_norm_eps is 1e-06; this service has 1e-05"),
         (text(eos_token_id=7), "text_config.eos_token_id is 7, so transformers takes a text's fea"),
@@ -367,17 +691,29 @@ def test_transformers_config_is_refused_before_the_tensors_are_read(
     ("processor", "says"),
     [
         ({"do_center_crop": False}, "do_center_crop is false; this service resizes the shorter"),
+        ({"do_center_crop": None}, "do_center_crop is null; this service resizes the shorter"),
+        ({"do_center_crop": 0}, "do_center_crop is 0; this service resizes the shorter"),
+        ({"do_resize": None}, "do_resize is null"),
+        ({"do_normalize": None}, "do_normalize is null"),
+        ({"do_rescale": 0}, "do_rescale is 0"),
         ({"do_resize": False}, "do_resize is false"),
         ({"do_normalize": False}, "do_normalize is false"),
         ({"do_rescale": False}, "do_rescale is false"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.00784313725490196, not 1/255"),
+        ({"rescale_factor": math.nan}, "rescale_factor is nan, not 1/255"),
+        ({"resample": None}, "resample is null; this service has 2 (bilinear) and 3 (bicubic)"),
+        ({"resample": [3]}, "resample is [3]; this service has 2 (bilinear) and 3 (bicubic)"),
+        ({"image_mean": [math.nan] * 3}, "image_mean is [nan, nan, nan]; expected three numbers"),
+        ({"image_mean": [123.7, 116.3, 103.5]}, "expected three numbers from 0 to 1, for pixels"),
+        ({"image_std": [True, True, True]}, "image_std is [True, True, True]; expected three"),
+        ({"image_std": [1e-320, 1, 1]}, "expected three numbers from 0.001 to 1, for pixels fr"),
         ({"resample": 0}, "resample is 0; this service has 2 (bilinear) and 3 (bicubic)"),
         ({"size": {"height": 224, "width": 224}}, "size is {'height': 224, 'width': 224}, but the"),
         ({"size": {"shortest_edge": 256}}, "but the model reads 224 pixels"),
         ({"crop_size": 336}, "crop_size is 336, but the model reads 224 pixels"),
         ({"default_to_square": True}, "default_to_square is true; this service"),
         ({"do_pad": True}, "do_pad is true; this service"),
-        ({"image_mean": 0.5}, "mean is 0.5; expected three numbers"),
+        ({"image_mean": 0.5}, "image_mean is 0.5; expected three numbers"),
         ({"image_processor_type": "ViTImageProcessor"}, "prepared by ViTImageProcessor, not CLIP"),
     ],
 )
@@ -421,18 +757,39 @@ def truncate_safetensors(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (write_not_a_checkpoint, "it holds a tests.service.test_publish_refusals.Other; save its"),
-        (write_plain_pickle, "is not a checkpoint of named tensors and nothing else: it"),
+        (write_not_a_checkpoint, " holds a tests.service.test_publish_refusals.Other, which is no"),
+        (write_plain_pickle, "is no checkpoint: it has the format of neither safetensors nor"),
         (truncate, "is truncated or damaged; fetch or save it anew"),
         (truncate_safetensors, "is truncated or damaged; fetch or save it anew"),
-        (lambda path: path.write_bytes(b""), "nothing else: it is empty; save its state_dict"),
-        (lambda path: path.write_bytes(b"<html>"), "is not a checkpoint of named tensors and noth"),
+        (lambda path: path.write_bytes(b""), "a.bin is empty; fetch or save it anew"),
+        (lambda path: path.write_bytes(b" <html>"), "is a web page, not a checkpoint; download"),
+        (lambda path: path.write_text("hello"), "is damaged, or no checkpoint (KeyError while"),
+        (
+            lambda path: path.write_text(json.dumps(MINI)),
+            "is a config, not a checkpoint; give it with --model, and the checkpoint as SOURCE",
+        ),
+        (
+            lambda path: path.write_text(json.dumps({"model_cfg": MINI})),
+            "is a config, not a checkpoint; give it with --model",
+        ),
+        (
+            lambda path: path.write_text(json.dumps({"model_type": "clip"})),
+            "is a config of transformers, not a checkpoint; give the directory that holds it",
+        ),
+        (lambda path: path.write_text("[1]"), "is a JSON file, not a checkpoint; give the file of"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(50)), "is truncated or damaged; fetch"),
         (
             lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid"),
             "is a pointer of Git LFS, not the file itself; run `git lfs pull` there",
         ),
-        (lambda path: torch.save({"state_dict": {}}, path), "it holds a dict without tensors"),
-        (lambda path: torch.save([torch.zeros(1)], path), "it holds a list without tensors"),
+        (
+            lambda path: torch.save({"state_dict": {}}, path),
+            "holds a dict without named tensors; save",
+        ),
+        (
+            lambda path: torch.save([torch.zeros(1)], path),
+            "holds a list without named tensors; save",
+        ),
         (
             lambda path: torch.save({"a.b": torch.ones(1), "module.a.b": torch.ones(1)}, path),
             "holds a.b twice, under different prefixes",
@@ -482,8 +839,11 @@ def test_shard_that_is_missing_or_elsewhere_is_refused(
     [
         ("", "SOURCE is empty; give a file, a directory, hf-hub:ORG/NAME or a tag"),
         ("  ", "SOURCE is empty"),
-        ("/nowhere/model.pt", "'/nowhere/model.pt' is neither a file, nor random:SEED, nor a pret"),
-        ("./model", "there is no such file or directory; check the path"),
+        ("/nowhere/model.pt", "there is no file or directory '/nowhere/model.pt'; check the path"),
+        ("./model", "there is no file or directory './model'; check the path"),
+        ("https:/user:secret@host/a.pt", "'https://***@host/a.pt'; check the path"),
+        ("//user:secret@host/a.pt", "'//***@host/a.pt'; check the path"),
+        ("x" * 5000 + ".pt", "File name too long"),
         ("https://user:secret@host/a.pt", "https://***@host/a.pt is a URL; download the file and"),
         ("gs://bucket/clip", "gs://bucket/clip is a URL; download the file and"),
         ("~nobody-of-this-name/a", "cannot be read (Could not determine home directory"),
@@ -498,10 +858,16 @@ def test_source_that_is_nothing_is_refused(source: str, says: str, refuse: Any) 
     assert "secret" not in message
 
 
+@pytest.mark.parametrize("value", ["1e-320,1,1", "0,1,1", "inf,1,1", "nan,1,1", "1,1,2"])
+def test_standard_deviation_out_of_range_is_refused(value: str, refuse: Any) -> None:
+    message = refuse("random:0", f"--std={value}")
+    assert f"--std is '{value}'; give three numbers from 0.001 to 1, for red, green" in message
+
+
 @pytest.mark.parametrize("value", ["0.5", "0.5,0.5,x", "1,2,3", "", "nan,0.5,0.5", "-1,0,0"])
 def test_normalization_that_is_no_normalization_is_refused(value: str, refuse: Any) -> None:
     message = refuse("random:0", f"--mean={value}")
-    assert "give three numbers in 0–1, for red, green and blue, as in --mean 0.5,0.5,0.5" in message
+    assert "give three numbers from 0 to 1, for red, green and blue, as in --mean 0.5" in message
 
 
 # --- TorchScript --------------------------------------------------------------------------------
@@ -528,7 +894,8 @@ def write_archive(path: Path, tree: bytes) -> None:
 def test_code_in_a_torchscript_archive_does_not_run(refuse: Any, tmp_path: Path) -> None:
     write_archive(tmp_path / "a.pt", pickle.dumps(Tripwire(tmp_path / "tripped"), protocol=2))
     message = refuse(tmp_path / "a.pt")
-    assert "is not a checkpoint of named tensors and nothing else: it holds a " in message
+    assert "a.pt holds a " in message
+    assert "as that would run code from the file; save its state_dict alone" in message
     assert not (tmp_path / "tripped").exists()
     pickle.loads(pickle.dumps(Tripwire(tmp_path / "tripped")))
     assert (tmp_path / "tripped").exists(), "unpickling should have created the file"
@@ -561,4 +928,4 @@ def test_tensor_outside_the_archive_is_refused(
     tree = io.BytesIO()
     _Pickler(tree, protocol=2).dump({"a": _Tensor(key, offset)})
     write_archive(tmp_path / "a.pt", tree.getvalue())
-    assert "is not a checkpoint of named tensors and nothing else" in refuse(tmp_path / "a.pt")
+    assert "is damaged, or no checkpoint (" in refuse(tmp_path / "a.pt")

@@ -121,7 +121,8 @@ def test_openai_archive(archive: Path, publish: Any, compare: Any, tmp_path: Pat
     assert lines[0] == (
         "ViT-mini.pt: OpenAI's TorchScript archive; ViT-128x2-8 with QuickGELU, 96 floats"
     )
-    assert lines[1] == "ViT-mini.pt: vectors have 96 floats, not 768"
+    assert lines[1].startswith("ViT-mini.pt: vectors have 96 floats, not the 768 of ViT-L/14; ")
+    assert lines[1].endswith("but vectors of different models cannot be compared")
     assert not any("nothing says the" in line for line in lines)
     assert manifest(tmp_path / "out")["source"] == "ViT-mini.pt"
     compare("OpenAI's TorchScript archive", lines, checkpoints.openai_reference(archive))
@@ -140,7 +141,8 @@ def test_option_that_contradicts_openais_archive_is_refused(
     option: str, archive: Path, refuse: Any
 ) -> None:
     message = refuse(archive, option)
-    assert "its TorchScript code says" in message
+    by = "its TorchScript code" if option == "--no-quick-gelu" else "OpenAI's format"
+    assert f"{by} says" in message
     assert option.partition("=")[0] in message
 
 
@@ -255,6 +257,26 @@ def test_config_beside_a_file_is_used(publish: Any, compare: Any, tmp_path: Path
     compare(
         "transformers, file beside its config", lines, checkpoints.transformers_reference(model)
     )
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_config_is_that_of_the_library_of_the_tensors(
+    as_file: bool, hugging_face: Any, publish: Any, compare: Any, tmp_path: Path
+) -> None:
+    """If there are configs of both libraries, which agree."""
+    directory = tmp_path / "clip"
+    checkpoints.save_transformers(hugging_face, directory)
+    stated = checkpoints.open_clip_config(True, interpolation="bicubic")
+    checkpoints.write_config(directory, stated)
+    lines = publish(directory / "model.safetensors" if as_file else directory)
+    assert (
+        "transformers checkpoint with the" in lines[0]
+        if as_file
+        else "transformers model" in lines[0]
+    )
+    assert not any("nothing says" in line for line in lines)
+    reference = checkpoints.transformers_reference(hugging_face)
+    compare(f"configs of both libraries, {'file' if as_file else 'directory'}", lines, reference)
 
 
 # --- open_clip ----------------------------------------------------------------------------------
@@ -413,10 +435,14 @@ def test_tag_says_its_activation_and_normalization(
         (
             "opnai",
             [],
-            "'opnai' is neither a file, nor random:SEED, nor a pretrained tag of ViT-L-14",
+            "there is no file or directory 'opnai', and open_clip has no pretrained tag of ViT-L-1",
         ),
-        ("opnai", [], "; did you mean openai?"),
-        ("openai", ["--model", "ViT-bigG-14"], "a pretrained tag of ViT-bigG-14 (known: laion2b_"),
+        ("opnai", [], "with this name; did you mean openai? (known: openai, "),
+        (
+            "openai",
+            ["--model", "ViT-bigG-14"],
+            "tag of ViT-bigG-14 with this name (known: laion2b_",
+        ),
         ("laion2b_e16", ["--model", "ViT-H-14"], "(known: laion2b_s32b_b79k, metaclip_"),
         ("openai", ["--no-quick-gelu"], "openai: open_clip's tag openai of ViT-L-14 says QuickGEL"),
         ("laion2b_s32b_b82k", ["--quick-gelu"], "says GELU, but --quick-gelu says QuickGELU"),
@@ -446,8 +472,7 @@ def test_failure_is_one_line_on_stderr_and_status_1(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr == (
-        f"'{tmp_path}/ViT-L-14.pt' is neither a file, nor random:SEED, nor a pretrained tag: there"
-        " is no such file or directory; check the path\n"
+        f"there is no file or directory '{tmp_path}/ViT-L-14.pt'; check the path\n"
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from huggingface_hub import errors
 from clip_embed.errors import AccessError
 from scripts import publish_weights
 from scripts.lib import storage
-from scripts.publishing import model
+from scripts.publishing import model, sources
 from scripts.publishing import publish as publishing
-from scripts.publishing.errors import SourceError, redact
+from scripts.publishing.errors import PublishError, redact, report
 from scripts.publishing.hub import HubRepository
 
 
@@ -103,11 +105,13 @@ def test_empty_destination_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_messages_of_libraries_become_one_line() -> None:
-    assert SourceError("one\n\n  two").code == "one two"
+    assert PublishError("one\n\n  two").code == "one two"
 
 
 def test_password_of_a_url_is_redacted() -> None:
     assert redact("https://a:b@host/x") == "https://***@host/x"
+    assert redact("https:/a:b@host/x") == "https://***@host/x"
+    assert redact("//a:b@host/x") == "//***@host/x"
     assert redact("/data/a@b/x") == "/data/a@b/x"
 
 
@@ -136,7 +140,75 @@ def test_failure_of_the_hubs_cache_is_one_sentence(
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail_with(error))
-    with pytest.raises(SourceError) as caught:
+    with pytest.raises(PublishError) as caught:
         HubRepository("org/clip", "org/clip").file("model.safetensors")
     assert says in str(caught.value)
     assert "hf_x" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "http://[::1",
+        "http://127.0.0.1:SECRET",
+        "127.0.0.1:9",
+        "ftp://SECRET@a",
+        "https://",
+        " ",
+    ],
+)
+@pytest.mark.parametrize("source", ["org/clip", "openai", "random:0"])
+def test_broken_endpoint_is_named_before_the_hubs_library_reads_it(
+    endpoint: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import raises ValueError, which quotes a part of the value."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    for module in ("huggingface_hub", "open_clip"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PublishError) as caught:
+        sources.find_source(source, None)
+    assert "HF_ENDPOINT is " in str(caught.value)
+    assert "set it to the address of a hub, as in https://huggingface.co" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+# --- what is printed ----------------------------------------------------------------------------
+
+
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name of a file or a tensor may hold escape sequences of the terminal."""
+    hostile = "a\x1b[2J\rb\x9b\u202e\udcff"
+    escaped = r"a\x1b[2J\rb\x9b\u202e\udcff"
+    assert PublishError(hostile).code == escaped
+    report(f"{hostile}\nc")
+    assert capsys.readouterr().out == f"{escaped}\\nc\n"
+
+
+def test_long_word_is_shortened() -> None:
+    message = str(PublishError(f"a.pt: {'x' * 100_000} is unknown").code)
+    assert len(message) < 500
+    assert message.startswith("a.pt: xxx")
+    assert message.endswith("xxx is unknown")
+
+
+def test_report_is_written_in_ascii_where_stdout_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    report("é.pt: ✓")
+    assert raw.getvalue() == b"\\xe9.pt: \\u2713\n"
+
+
+def test_full_stdout_is_not_blamed_on_the_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(model, "read_model", lambda *_, **__: report("a.pt: open_clip checkpoint"))
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code = run(monkeypatch, "a.pt", str(tmp_path)).code
+    assert str(code).startswith("stdout cannot be written (No space left on device)")
+
+
+def test_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    report("a.pt: open_clip checkpoint")

@@ -35,6 +35,7 @@ from tests.helpers.range_server import RangeServer
         pytest.param("gs://bucket/a\tb", "control character", id="tab"),
         pytest.param("/weights/a\nb", "control character", id="line break in a directory"),
         pytest.param("gs://Bucket/clip", "names the bucket 'Bucket'", id="capital letter"),
+        pytest.param("~nosuchuser/clip", "a home directory that does not exist", id="home"),
         pytest.param("gs:/bucket/clip", "begins with gs: without two slashes", id="one slash"),
         pytest.param("GS:bucket", "begins with GS: without two slashes", id="no slash"),
         pytest.param("https:/u:hunter2@h/a", "begins with https: without", id="https, one slash"),
