@@ -14,7 +14,7 @@ from huggingface_hub import errors
 from clip_embed.errors import AccessError
 from scripts import publish_weights
 from scripts.lib import storage
-from scripts.publishing import model, sources
+from scripts.publishing import architecture, model, sources
 from scripts.publishing import publish as publishing
 from scripts.publishing.errors import PublishError, redact, report
 from scripts.publishing.hub import HubRepository
@@ -163,6 +163,7 @@ def test_broken_endpoint_is_named_before_the_hubs_library_reads_it(
     endpoint: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its import raises ValueError, which quotes a part of the value."""
+    architecture.named_configs()  # found through open_clip's package, and cached
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     for module in ("huggingface_hub", "open_clip"):
         monkeypatch.setitem(sys.modules, module, None)
