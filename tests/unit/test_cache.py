@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import weights
+from clip_embed.checkpoint import fetch
 from clip_embed.checkpoint.cache import Cache
 from clip_embed.checkpoint.manifest import SHARD_SUFFIX, PublishedFile
 from tests.helpers.range_server import Answer, RangeServer
@@ -203,8 +204,11 @@ def test_writer_rejects_a_file_of_the_wrong_size(tmp_path: Path) -> None:
     assert cached_files(tmp_path) == []
 
 
-def test_fill_cache_retries_transient_errors(server: RangeServer, tmp_path: Path) -> None:
+def test_fill_cache_retries_transient_errors(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests that fill the cache after the pull are retried as those of the pull are."""
+    monkeypatch.setattr(fetch, "BUSY_RETRY", fetch.RetryPolicy(24, 0.01, 0.01))
     with weights.pull(server.url, cache=str(tmp_path / "cache")) as pull:
         for _ in pull.blocks():
             pass

@@ -97,5 +97,5 @@ def test_escape_at_the_end_of_a_piece_is_whole(shift: int) -> None:
 def test_wrong_character_after_many_is_found_at_once() -> None:
     begin = time.process_time()
     with pytest.raises(ImageError, match="contains '!'"):
-        decode_data_uri("data:;base64," + "A" * 5_000_000 + "!AAA", 10**9)
+        decode_data_uri("data:;base64," + "A" * 2_000_000 + "!AAA", 10**9)
     assert time.process_time() - begin < 1

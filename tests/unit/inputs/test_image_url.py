@@ -187,7 +187,7 @@ def test_further_downloads_are_refused_while_as_many_as_allowed_run(web: Hostile
     async def run() -> None:
         downloads = downloader(downloads=2)
         slow = [asyncio.create_task(downloads.download(f"{web.url}/trickle")) for _ in range(2)]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         with pytest.raises(
             DownloadError, match=r"^picture\.png: 2 images are being downloaded, as"
         ):
