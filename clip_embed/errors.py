@@ -15,6 +15,8 @@ ClipEmbedError
 │   └── CorruptError      the bytes that arrived fail verification
 ├── ModelError            the published model is not one that this network implements: setup fails
 └── EmbeddingError        the network returned a value that is not finite
+
+TransientError stands outside: it is retried, and never reaches a user.
 """
 
 

@@ -87,9 +87,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         # Before the source is fetched, which may take an hour.
         storage = open_storage(arguments.destination, name="DEST", allow_anonymous=False)
         storage.check_writable()
-    except ValueError as error:
-        raise PublishError(str(error)) from error
-    except AccessError as error:
+    except (ValueError, AccessError) as error:
         raise PublishError(str(error)) from error
     except OSError as error:
         raise PublishError(_describe(error, destination)) from error

@@ -36,8 +36,8 @@ class Location:
     path: str = ""
 
     @property
-    def object_url(self) -> str:
-        """The path part of the URL of a bucket's objects in Cloud Storage's XML API."""
+    def object_path(self) -> str:
+        """The path of the objects' URL in Cloud Storage's XML API: bucket and prefix, escaped."""
         return "/".join([self.host, quote(self.path)]).rstrip("/")
 
 

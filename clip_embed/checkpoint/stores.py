@@ -276,4 +276,4 @@ def with_credentials(store: Store) -> Store | None:
 def _url_of(location: Location) -> str:
     if location.scheme != "gs":
         return location.text
-    return f"{storage_emulator_url() or CLOUD_STORAGE}/{location.object_url}"
+    return f"{storage_emulator_url() or CLOUD_STORAGE}/{location.object_path}"

@@ -218,15 +218,11 @@ class Clip(nn.Module):
         # Scales cosine similarities in training. In every checkpoint, and not used here.
         self.logit_scale = _empty_parameter()
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use `tensors` as parameters, without copying them.
-
-        Raises ModelError, which names the first few tensors that are missing, unknown or of another
-        shape; the network is then unchanged.
-        """
+    def misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Describe each tensor that is missing, unknown or of another shape than its parameter."""
         expected = {name: tuple(p.shape) for name, p in self.named_parameters()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        problems = [
+        return [
             *(f"{name} is missing" for name in expected if name not in given),
             *(f"{name} is unknown" for name in given if name not in expected),
             *(
@@ -235,7 +231,14 @@ class Clip(nn.Module):
                 if given.get(name, shape) != shape
             ),
         ]
-        if problems:
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use `tensors` as parameters, without copying them.
+
+        Raises ModelError, which names the first few tensors that are missing, unknown or of another
+        shape; the network is then unchanged.
+        """
+        if problems := self.misfits(tensors):
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise ModelError(
                 f"the weights do not fit the network: {'; '.join(problems[:3])}{more}; publish the"

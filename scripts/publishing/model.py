@@ -7,7 +7,6 @@ error: the wrong activation or normalization gives vectors that look right and a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ from scripts.publishing.architecture import (
 from scripts.publishing.errors import PublishError, redact, report
 from scripts.publishing.preprocessing import OPENAI_PREPROCESSING
 from scripts.publishing.sources import activation, find_source
-from scripts.publishing.statement import Statement
+from scripts.publishing.statement import Statement, agree
 
 __all__ = ["OPENAI_PREPROCESSING", "Model", "read_model"]
 
@@ -233,7 +232,7 @@ class _Options:
                 if stated is None:
                     chosen.append(name)
                 continue
-            if stated is not None and not all(map(_is_close, stated, given)):
+            if stated is not None and not agree(list(stated), list(given)):
                 raise PublishError(
                     f"{self.shown}: {statement.preprocess_by} says {name} {_join(stated)}, but"
                     f" --{name} says {_join(given)}; leave --{name} out"
@@ -249,10 +248,6 @@ class _Options:
             " open_clip_config.json beside the model)"
         )
         return preprocess_cfg, [note]
-
-
-def _is_close(a: float, b: float) -> bool:
-    return math.isclose(a, b, abs_tol=1e-6)
 
 
 def _join(values: Sequence[float]) -> str:

@@ -7,7 +7,6 @@ tensors are downloaded.
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -36,7 +35,7 @@ from scripts.publishing.checkpoint_file import SUFFIXES, Checkpoint, read_files
 from scripts.publishing.errors import PublishError, printable, redact, show
 from scripts.publishing.hub import HubRepository, check_endpoint
 from scripts.publishing.pretrained_tags import find_tag
-from scripts.publishing.statement import Statement, parse_json
+from scripts.publishing.statement import Statement, agree, parse_json
 from scripts.publishing.torchscript import Archive
 
 OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
@@ -62,7 +61,6 @@ _OPENAI = Statement(
 )
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 _HUB_PREFIX = "hf-hub:"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_PAGE = re.compile(r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?")
 
 
@@ -271,7 +269,7 @@ def _merge(first: Statement, second: Statement, shown: str) -> Statement:
             f" {activation(second.quick_gelu)}; {way_out}"
         )
     for key, value in first.preprocess_cfg.items():
-        if not _agree(value, second.preprocess_cfg.get(key, value)):
+        if not agree(value, second.preprocess_cfg.get(key, value)):
             raise PublishError(
                 f"{shown}: {first.preprocess_by} says {key} {value}, but {second.preprocess_by}"
                 f" says {second.preprocess_cfg[key]}; {way_out}"
@@ -283,14 +281,6 @@ def _merge(first: Statement, second: Statement, shown: str) -> Statement:
         preprocess_by=first.preprocess_by or second.preprocess_by,
         preprocess_cfg={**second.preprocess_cfg, **first.preprocess_cfg},
     )
-
-
-def _agree(a: object, b: object) -> bool:
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(
-            math.isclose(x, y, abs_tol=1e-6) for x, y in zip(a, b, strict=True)
-        )
-    return a == b
 
 
 def _from_configs(directory: Directory, statements: dict[str, Statement], label: str) -> Source:

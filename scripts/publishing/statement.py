@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,15 @@ class Statement:
     quick_gelu: bool | None = None
     preprocess_by: str = ""
     preprocess_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+
+def agree(a: object, b: object) -> bool:
+    """Compare two values of a `preprocess_cfg`; numbers in lists may differ by a rounding."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(
+            math.isclose(x, y, abs_tol=1e-6) for x, y in zip(a, b, strict=True)
+        )
+    return a == b
 
 
 def parse_json(data: bytes, shown: str) -> dict[str, Any]:

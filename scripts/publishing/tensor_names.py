@@ -148,18 +148,7 @@ def check_fit(
     tensors: Mapping[str, torch.Tensor], config: ClipConfig, shown: str, name: str
 ) -> None:
     """Raise PublishError unless `tensors` are exactly the parameters of the network."""
-    expected = {key: tuple(p.shape) for key, p in Clip(config).named_parameters()}
-    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    problems = [
-        *(f"{key} is missing" for key in expected if key not in given),
-        *(f"{key} is unknown" for key in given if key not in expected),
-        *(
-            f"{key} has shape {list(given[key])}, expected {list(shape)}"
-            for key, shape in expected.items()
-            if given.get(key, shape) != shape
-        ),
-    ]
-    if problems:
+    if problems := Clip(config).misfits(tensors):
         count = f"{len(problems)} tensor{'s' if len(problems) > 1 else ''}"
         raise PublishError(
             f"{shown}: the weights do not fit {name}, in {count}: {'; '.join(problems[:3])}"
