@@ -1,0 +1,88 @@
+"""pyproject.toml, constraints.txt, requirements.txt and .venv have the same versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.helpers.paths import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# pip and the project itself are not pinned there.
+NOT_LOCKED = {"pip", "clip-embed"}
+
+
+def read(name: str) -> Iterator[Requirement]:
+    """Read the lines of a requirements file."""
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.startswith("#"):
+            yield Requirement(line)
+
+
+def versions(name: str) -> dict[str, str]:
+    """Return the versions that a requirements file has for this platform."""
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in read(name)
+        if pin.marker is None or pin.marker.evaluate()
+    }
+
+
+def direct_pins() -> list[Requirement]:
+    groups = PYPROJECT["dependency-groups"].values()
+    lines = [line for group in groups for line in group if isinstance(line, str)]
+    return [Requirement(line) for line in [*PYPROJECT["project"]["dependencies"], *lines]]
+
+
+def test_every_dependency_is_pinned_and_locked() -> None:
+    locked = {canonicalize_name(pin.name): str(pin.specifier) for pin in read("constraints.txt")}
+    for pin in direct_pins():
+        assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), pin
+        assert locked[canonicalize_name(pin.name)] == str(pin.specifier), "run scripts/lock"
+
+
+def test_installed_packages_are_the_locked_ones() -> None:
+    locked = versions("constraints.txt")
+    for package in importlib.metadata.distributions():
+        name = canonicalize_name(package.name)
+        if name not in NOT_LOCKED:
+            # A CPU build of torch has a local version: 2.14.1+cpu.
+            assert package.version.partition("+")[0] == locked.get(name), f"{name}: scripts/setup"
+
+
+def test_the_image_has_what_is_installed_here() -> None:
+    """requirements.txt is for the image, so its versions are those that the tests run with."""
+    locked = versions("constraints.txt")
+    image = versions("requirements.txt")
+    for name, version in image.items():
+        if name.startswith("nvidia-"):  # only CUDA builds have them
+            assert version == next(
+                str(pin.specifier).removeprefix("==")
+                for pin in read("constraints.txt")
+                if pin.name == name
+            )
+        else:
+            assert version == locked[name] == importlib.metadata.version(name).partition("+")[0]
+    service = {canonicalize_name(Requirement(x).name) for x in PYPROJECT["project"]["dependencies"]}
+    # Cog installs cog; cog.yaml pins it and coglet.
+    assert service - image.keys() == {"cog", "coglet"}
+
+
+def test_cog_reads_requirements_as_they_are() -> None:
+    """Cog 0.23 drops markers and hashes of a line, and refuses cog and coglet."""
+    for pin in read("requirements.txt"):
+        assert pin.marker is None
+        assert not pin.extras
+        assert pin.name not in ("cog", "coglet")
+
+
+@pytest.mark.parametrize("group", PYPROJECT["dependency-groups"])
+def test_setup_knows_every_group(group: str) -> None:
+    script = (ROOT / "scripts" / "setup").read_text()
+    assert re.search(rf"\| {group}\b|\b{group} \|", script)
