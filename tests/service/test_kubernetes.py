@@ -33,13 +33,16 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def passes(probe: str, server: CogServer) -> bool:
-    """Run the probe's command like the kubelet, and return whether it passes."""
+    """Run the probe's command like the kubelet, and return whether it passes.
+
+    A proxy that the pod has for downloads is not used.
+    """
     command = [
         part.replace("127.0.0.1:5000", f"127.0.0.1:{server.port}")
         for part in CONTAINER[probe]["exec"]["command"]
     ]
     timeout = CONTAINER[probe]["timeoutSeconds"]
-    environment = {**os.environ, "PATH": venv_path()}
+    environment = {**os.environ, "PATH": venv_path(), "http_proxy": "http://127.0.0.1:9"}
     completed = subprocess.run(command, env=environment, capture_output=True, timeout=timeout)
     return completed.returncode == 0
 
@@ -106,8 +109,7 @@ def test_unhealthy_server_is_restarted(tiny_model: Path, tmp_path: Path) -> None
         }
 
 
-USER = 1000
-"""Any but root. The manifest leaves the choice open."""
+USER = DEPLOYMENT["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
 
 CACHE = "/srv"
 """Stands for /cache: the root is read-only, so no such directory can be made."""
@@ -132,7 +134,7 @@ def security_context() -> tuple[str, ...]:
         chmod 1777 /run/cog
         mount -n --bind /run/cog /run/cog
         mount -n -o remount,bind,ro /run
-        case {python} in /root/*)  # as in the image, other users may not read there
+        case {python} in /root/*)  # other users may not read there
             mkdir /tmp/python
             mount -n --bind {python} /tmp/python
             mount -n -t tmpfs -o mode=711 none /root

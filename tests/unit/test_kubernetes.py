@@ -38,7 +38,10 @@ def test_grace_period_is_longer_than_the_drain() -> None:
 
 
 def test_container_has_no_privileges() -> None:
-    """Only mounted volumes can be written to."""
+    """Only mounted volumes can be written to, by an ordinary user."""
+    user = POD["spec"]["securityContext"]
+    assert user["runAsNonRoot"]
+    assert user["runAsUser"] == user["runAsGroup"] == user["fsGroup"] == 1000
     assert CONTAINER["securityContext"] == {
         "readOnlyRootFilesystem": True,
         "allowPrivilegeEscalation": False,
