@@ -2,8 +2,10 @@
 
 import logging
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
-from cog import BasePredictor, Input, Path, concurrent
+from cog import BasePredictor, Input, Opaque, Path, concurrent
 
 import weights
 from clip_embed.cog_workarounds.worker import CogWorker
@@ -48,15 +50,15 @@ class Predictor(BasePredictor):
     async def predict(
         self,
         text: str | None = Input(
-            description="Text to embed. CLIP reads the first 75 tokens, about 50 words.",
+            description="Text to embed, if no image is sent. CLIP reads 75 tokens, about 50 words.",
             default=None,
         ),
         image: Path | None = Input(
-            description="Image to embed: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC. If both"
-            " are sent, the image is embedded.",
+            description="Image to embed: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC.",
             default=None,
+            accept="image/*",
         ),
-    ) -> list[float]:
+    ) -> Annotated[Sequence[float], Opaque]:  # a list; cog_workarounds/output.py says why Opaque
         """Embed the image, or the text: CLIP's projected feature, 768 floats, not normalized.
 
         Raises InputError if the input cannot be embedded, EmbeddingError if the network fails.

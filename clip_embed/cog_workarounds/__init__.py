@@ -27,11 +27,13 @@ class Workaround:
 
 REGISTER = (
     Workaround(
-        symptom="a list of 768 floats is sent element by element, 25 ms for each prediction; and"
-        " Cog's search for files among the elements of a list takes 3 ms more",
+        symptom="a list of 768 floats is sent element by element: 25 ms more, and hundreds of"
+        " webhooks, for each prediction; Cog's search for files among the elements of a list takes"
+        " 3 ms; and if the schema's output is an array, one message comes out nested",
         seen_in="0.23.1",
-        source="coglet: predictor.rs, process_single_output; output.rs, encode_files",
-        code="clip_embed/cog_workarounds/output.py, openapi.json",
+        source="coglet: predictor.rs, process_single_output; output.rs, encode_files;"
+        " orchestrator.rs, output_is_array. Cog: schema_type.go, opaqueSchemaType",
+        code="clip_embed/cog_workarounds/output.py, openapi.json, predict.py (Opaque)",
         test="tests/service/test_cog_boundary.py::test_output_is_sent_as_one_message",
     ),
     Workaround(

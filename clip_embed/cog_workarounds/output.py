@@ -1,9 +1,19 @@
 """Send a vector through Cog as one message.
 
-Cog 0.23.1 sends a list to its server element by element, about 25 ms for 768 floats. A NumPy array
-travels as one message. Cog then searches its elements for files, 3 ms more, but only in an object
-whose type is exactly `list`: so the array's `tolist` returns a subclass. (coglet: predictor.rs,
-`process_single_output`; output.rs, `encode_files`.)
+Cog 0.23.1 sends a list to its server element by element: 25 ms for 768 floats, and an `output`
+webhook for most of them. A NumPy array travels as one message. Cog then searches its elements for
+files, 3 ms more, but only in an object whose type is exactly `list`: so the array's `tolist`
+returns a subclass. (coglet: predictor.rs, `process_single_output`; output.rs, `encode_files`.)
+
+If the schema declares the output as an array at its top, Cog wraps each message in a list, and one
+message would come out as [[…]] (coglet: orchestrator.rs, `output_is_array`). The schemas here do
+not:
+
+plain `cog build` derives it from the annotation of `predict`: list[float] becomes such an array,
+                  and an Opaque sequence an object of unknown content. An Opaque list would be an
+                  array, too, hence Sequence (Cog: schema_type.go, `opaqueSchemaType`)
+openapi.json      declares an array of numbers by reference, which Cog does not take for an array
+no schema         Cog wraps nothing
 """
 
 from __future__ import annotations
@@ -16,6 +26,13 @@ import numpy.typing as npt
 
 SCHEMA_PATH = ".cog/openapi_schema.json"
 """Where Cog's worker reads the schema, relative to its working directory."""
+
+SLOW_SCHEMA = (
+    f"WARNING: under the schema in {SCHEMA_PATH}, Cog sends a vector number by number: 25 ms more"
+    ' for each prediction, and hundreds of "output" webhooks. To fix it, build the image with'
+    " `cog build --openapi-schema openapi.json`, or push it with the same option of `cog push`."
+)
+"""What setup logs unless `one_message_stays_flat`."""
 
 
 class _Floats(list[float]):
@@ -40,12 +57,7 @@ def as_one_message(vector: npt.NDArray[np.float32]) -> Any:
 
 
 def one_message_stays_flat() -> bool:
-    """Check that a single message reaches the client as a flat array.
-
-    If the schema declares the output as an array at its top, as a plain `cog build` does, Cog wraps
-    each message in a list, and one message would come out as [[…]]. `openapi.json` declares the
-    same type by reference, which Cog does not take for an array; without a schema it wraps nothing.
-    """
+    """Check that the schema lets a single message reach the client as a flat array."""
     try:
         with open(SCHEMA_PATH, encoding="utf-8") as file:
             output = json.load(file)["components"]["schemas"]["Output"]

@@ -4,6 +4,7 @@ returns a plain list."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from cog import Path
 from clip_embed.cog_workarounds import output, prediction_dirs
 from clip_embed.cog_workarounds.drain import start_draining_on_exit
 from clip_embed.cog_workarounds.lost_slots import LostSlots, PredictionCount
+
+log = logging.getLogger("clip_embed.cog")
 
 LOG_PAUSE_SECONDS = 0.03
 
@@ -48,6 +51,8 @@ class CogWorker:
         start_draining_on_exit(port, lambda: self._predictions.running)
         self._lost_slots = LostSlots(f"http://127.0.0.1:{port}", self._predictions)
         self._lost_slots.start()
+        if not self._one_message:
+            log.warning(output.SLOW_SCHEMA)
         time.sleep(LOG_PAUSE_SECONDS)  # lets the log of setup reach /health-check
 
     @contextlib.contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from scripts.lib.cog_server import CogServer
+from scripts.lib.cog_server import SCHEMA, CogServer
 from scripts.lib.hostile_web_server import HostileWebServer
+from tests.helpers.cog_schema import plain_build_schema
 from tests.helpers.paths import ROOT
 from tests.helpers.result_tables import ATTACKS
 from tests.service.conftest import Webhooks
@@ -44,16 +47,65 @@ def request_async(server: CogServer, inputs: dict[str, Any], webhook: str, *even
     return str(response.json()["id"])
 
 
-def test_output_is_sent_as_one_message(server: CogServer, webhooks: tuple[str, Webhooks]) -> None:
-    """Cog sends each element of a list as a message and a webhook of its own: 768 of them."""
+# --- the output -----------------------------------------------------------------------------
+
+
+def schema_of(build: str, directory: Path) -> Path | None:
+    """Return the file with the schema of a server that was built in this way."""
+    if build in ("prepared", "none"):
+        return SCHEMA if build == "prepared" else None
+    source = (ROOT / "predict.py").read_text()
+    if build == "array":  # as Cog derives it from this annotation
+        source, count = re.subn(r"\) -> .*?:  #", ") -> list[float]:  #", source)
+        assert count == 1
+    path = directory / "schema.json"
+    path.write_text(json.dumps(plain_build_schema(source, "0.23.1")))
+    return path
+
+
+@contextlib.contextmanager
+def built(build: str, tiny_model: Path, directory: Path) -> Iterator[CogServer]:
+    """Run a server that was built in this way."""
+    schema = schema_of(build, directory)
+    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, schema=schema) as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.mark.parametrize("build", ["prepared", "plain", "none"])
+def test_output_is_sent_as_one_message(
+    build: str,
+    server: CogServer,
+    webhooks: tuple[str, Webhooks],
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    """Cog sends each element of a list as a message and a webhook of its own: 768 of them. With
+    openapi.json, after a plain `cog build` and without a schema there are three webhooks."""
     url, received = webhooks
-    request_async(server, {"text": "a red bicycle"}, url, "output", "completed")
-    events = []
-    while not events or events[-1]["status"] not in ("succeeded", "failed"):
-        events.append(received.get(timeout=20))
-    assert len(events) <= 2
-    assert len(events[-1]["output"]) == 768
+    with built(build, tiny_model, tmp_path) as other:
+        request_async(other, {"text": "a red bicycle"}, url, "start", "output", "logs", "completed")
+        events = []
+        while not events or events[-1]["status"] not in ("succeeded", "failed"):
+            events.append(received.get(timeout=20))
+        time.sleep(0.5)  # an event is not waited for: some may arrive after the last one
+        assert len(events) + received.qsize() <= 3
+        assert "WARNING" not in other.setup_log()
+    assert events[-1]["output"] == server.predict(text="a red bicycle")["output"]
     assert type(events[-1]["output"][0]) is float
+
+
+def test_schema_of_an_array_is_flat_too_and_setup_says_how_to_fix_it(
+    server: CogServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    """It takes a list, and so a message for each number. Setup says so in one line."""
+    with built("array", tiny_model, tmp_path) as other:
+        vector = other.predict(text="a red bicycle")["output"]
+        log = other.setup_log().splitlines()
+    assert vector == server.predict(text="a red bicycle")["output"]
+    [warning] = [line for line in log if "WARNING" in line]
+    assert "number by number" in warning
+    assert "cog build --openapi-schema openapi.json" in warning
 
 
 # --- SIGTERM --------------------------------------------------------------------------------

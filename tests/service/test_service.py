@@ -256,32 +256,6 @@ def test_response_conforms_to_the_served_schema(client: httpx.Client) -> None:
         jsonschema.validate({"output": [[0.0] * 768]}, response_schema)
 
 
-def generated_schema(directory: Path) -> Path:
-    """Write the schema as `cog build` generates it: `Output` itself is an array."""
-    schema = json.loads(SCHEMA.read_text())
-    schema["components"]["schemas"]["Output"] = {
-        "title": "Output",
-        "type": "array",
-        "items": {"type": "number"},
-    }
-    path = directory / "generated.json"
-    path.write_text(json.dumps(schema))
-    return path
-
-
-@pytest.mark.parametrize("schema", ["generated", "none"])
-def test_the_output_is_a_flat_list_however_it_was_built(
-    client: httpx.Client, tiny_model: Path, tmp_path: Path, schema: str
-) -> None:
-    """The response is a flat list with the schema of a plain `cog build` and without a schema."""
-    file = generated_schema(tmp_path) if schema == "generated" else None
-    with CogServer({"CLIP_WEIGHTS": str(tiny_model)}, schema=file) as other:
-        other.wait_ready()
-        with httpx.Client(base_url=other.url, timeout=60) as other_client:
-            vector = embed(other_client, text="a red bicycle")["output"]
-    assert vector == embed(client, text="a red bicycle")["output"]
-
-
 def test_predict_awaited_from_python_returns_a_plain_list(
     client: httpx.Client, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

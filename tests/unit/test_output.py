@@ -10,6 +10,8 @@ import pytest
 
 from clip_embed.cog_workarounds import output
 from scripts.lib.cog_server import SCHEMA
+from tests.helpers.cog_schema import plain_build_schema
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
@@ -23,6 +25,13 @@ def schema_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_one_message_stays_flat_with_our_schema(schema_file: Path) -> None:
     """openapi.json declares an array, but not at the top of the output's schema."""
     schema_file.write_text(SCHEMA.read_text())
+    assert output.one_message_stays_flat()
+
+
+def test_one_message_stays_flat_with_the_schema_of_a_plain_build(schema_file: Path) -> None:
+    """Cog derives it from the annotation of `predict`."""
+    schema = plain_build_schema((ROOT / "predict.py").read_text(), "0.23.1")
+    schema_file.write_text(json.dumps(schema))
     assert output.one_message_stays_flat()
 
 
