@@ -16,7 +16,11 @@ Machines are noisy: quote medians and ratios. Everything runs in turn, after a w
 To compare with an earlier commit in the same run (cold-start, download, text):
 
     git worktree add ../baseline COMMIT
-    scripts/bench.py cold-start --baseline ../baseline
+    .venv/bin/python scripts/bench.py cold-start --baseline ../baseline
+
+Example, with fewer runs, and all values in a file:
+
+    .venv/bin/python scripts/bench.py text --runs 3 --json text.json
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.lib.needs import packages_of
+
 if TYPE_CHECKING:
     from scripts.benchmarks.report import Section
 
@@ -36,29 +42,42 @@ BENCHMARKS = ("cold-start", "download", "text", "image", "preprocess", "http", "
 WITH_BASELINE = ("cold-start", "download", "text")
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
+    parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure: see above")
+    parser.add_argument(
+        "--runs", type=int, metavar="N", default=5, help="counted runs of each (default: 5)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every value to FILE")
     parser.add_argument(
         "--baseline", type=Path, metavar="DIR", help="a checkout of an earlier commit to compare"
     )
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     arguments = parser.parse_args()
     if arguments.baseline and arguments.benchmark not in WITH_BASELINE:
         parser.error(f"--baseline is available for {', '.join(WITH_BASELINE)}")
+    with packages_of("peers"):
+        _run(arguments)
 
-    # Here, and not above: torch and the peers take seconds to import, and --help needs none.
+
+def _run(arguments: argparse.Namespace) -> None:
     from scripts.benchmarks.checkout import Checkout
     from scripts.benchmarks.report import machine
+    from scripts.lib.cog_server import bypass_proxies
 
     module = arguments.benchmark.replace("-", "_")
     benchmark = importlib.import_module(f"scripts.benchmarks.{module}")
     options = {}
     if arguments.baseline:
         options["baseline"] = Checkout.open_baseline(arguments.baseline)
+    bypass_proxies()  # for all peers, and clients such as curl
     sections = benchmark.run(arguments.runs, **options)
     print(f"\nbench.py {arguments.benchmark}: {machine()}")
     for section in sections:

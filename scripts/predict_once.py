@@ -3,7 +3,12 @@
     CLIP_WEIGHTS=… scripts/predict -i text="a red bicycle"
     CLIP_WEIGHTS=… scripts/predict -i image=@photo.jpg
 
-Use it through `scripts/predict`. The server is stopped however this command ends.
+CLIP_WEIGHTS names the model: gs://bucket/prefix, https://host/prefix or a directory. The server is
+stopped however this command ends.
+
+Example, with the model of the demo:
+
+    CLIP_WEIGHTS=demo_model scripts/predict -i text="a red bicycle"
 """
 
 from __future__ import annotations
@@ -19,9 +24,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-import httpx
-
-from scripts.lib.cog_server import CogServer
+from scripts.lib.needs import packages_of
 
 
 def read_input(argument: str) -> tuple[str, str]:
@@ -56,7 +59,8 @@ def exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/predict",
         description=__doc__,
@@ -70,10 +74,19 @@ def main() -> None:
         metavar="NAME=VALUE",
         help="an input, text or image; NAME=@FILE sends a file",
     )
-    inputs = dict(map(read_input, parser.parse_args().input))
-    paths = absolute_paths("CLIP_WEIGHTS", "CLIP_WEIGHTS_CACHE", "GOOGLE_APPLICATION_CREDENTIALS")
+    return parser
+
+
+def main() -> None:
+    inputs = dict(map(read_input, make_parser().parse_args().input))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, exit_on_signal)
+    with packages_of("demo"):
+        import httpx
+
+        from scripts.lib.cog_server import CogServer
+
+    paths = absolute_paths("CLIP_WEIGHTS", "CLIP_WEIGHTS_CACHE", "GOOGLE_APPLICATION_CREDENTIALS")
     # The server's log is thirty lines of JSON: shown only if the server exits without an answer.
     with tempfile.TemporaryFile() as log, CogServer(paths, log=log) as server:
         try:

@@ -19,6 +19,12 @@ printed, and --quick-gelu, --no-quick-gelu, --mean and --std set it.
 Every tensor is stored as float16 if all of its values survive that bit for bit, else as float32.
 The manifest is written last, so that an interrupted publication is not mistaken for a model. Run
 the same command again to write only the files that are missing or different.
+
+Examples:
+
+    .venv/bin/python scripts/publish_weights.py openai gs://your-bucket/clip-vit-l-14
+    .venv/bin/python scripts/publish_weights.py ~/ViT-L-14.pt ~/clip-vit-l-14
+    .venv/bin/python scripts/publish_weights.py random:0 .cache/tiny --model tests/data/tiny.json
 """
 
 from __future__ import annotations
@@ -27,15 +33,16 @@ import argparse
 import sys
 import warnings
 
-from clip_embed.errors import AccessError, ModelError
+from scripts.lib.needs import packages_of
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("destination", metavar="DEST")
+    parser.add_argument("source", metavar="SOURCE", help="what to publish: see above")
+    parser.add_argument("destination", metavar="DEST", help="where to publish it: see above")
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -57,9 +64,14 @@ def main() -> None:
         metavar="R,G,B",
         help="standard deviation per channel, for pixels from 0 to 1, if SOURCE does not state it",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
     try:
-        _publish(arguments)
+        with packages_of("demo"):
+            _publish(arguments)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
@@ -69,7 +81,7 @@ def _publish(arguments: argparse.Namespace) -> None:
     """Publish what the arguments describe. Raises SystemExit with one sentence."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # stderr is for progress and for one sentence
-    # Here, and not above: torch takes seconds to import, and --help does not need it.
+    from clip_embed.errors import AccessError, ModelError
     from scripts.lib.storage import open_storage
     from scripts.publishing.errors import PublishError, redact
     from scripts.publishing.preprocessing import parse_triple

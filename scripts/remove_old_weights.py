@@ -7,6 +7,10 @@ LOCATION  gs://bucket/prefix or a directory, as it was given to publish_weights.
 Publishing again leaves the old files, so that services which are starting still find them. This
 command removes the files with a hash in their names that the manifest does not list, if they and
 the last publication are older than HOURS. Do not run it while a model is being published there.
+
+Example, which only lists the files:
+
+    .venv/bin/python scripts/remove_old_weights.py gs://your-bucket/clip-vit-l-14 --dry-run
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from typing import TYPE_CHECKING
 
-from clip_embed.checkpoint.manifest import MANIFEST_NAME, Manifest
-from clip_embed.errors import AccessError, ManifestError
-from scripts.lib.storage import Storage, open_storage
+from scripts.lib.needs import packages_of
+
+if TYPE_CHECKING:
+    from scripts.lib.storage import Storage
 
 _HASHED = re.compile(
     r"(model-\d{5}-of-\d{5}-[0-9a-f]{16}\.safetensors"
@@ -32,6 +38,8 @@ def old_files(storage: Storage, older_than: float, version_1: bool = False) -> l
     None if the manifest is younger: a service that is starting may have read the one before it.
     Raises FileNotFoundError without a manifest, ManifestError if it is malformed.
     """
+    from clip_embed.checkpoint.manifest import MANIFEST_NAME, Manifest
+
     manifest = Manifest.parse(storage.read(MANIFEST_NAME), storage.location)
     current = {file.stored_as for file in manifest.files}
 
@@ -57,13 +65,18 @@ def _hours(text: str) -> float:
     return hours
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("location", metavar="LOCATION")
+    parser.add_argument("location", metavar="LOCATION", help="where to remove files: see above")
     parser.add_argument(
-        "--older-than", metavar="HOURS", type=_hours, default=24.0, help="minimum age (default: 24)"
+        "--older-than",
+        metavar="HOURS",
+        type=_hours,
+        default=24.0,
+        help="minimum age of the files (default: 24)",
     )
     parser.add_argument(
         "--version-1",
@@ -72,7 +85,21 @@ def main() -> None:
         " (transformers uses the same names)",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the files, and keep them")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    with packages_of("demo"):
+        _remove(arguments)
+
+
+def _remove(arguments: argparse.Namespace) -> None:
+    """Remove the files, and print their names. Raises SystemExit with one sentence."""
+    from clip_embed.checkpoint.manifest import MANIFEST_NAME
+    from clip_embed.errors import AccessError, ManifestError
+    from scripts.lib.storage import open_storage
+
     try:
         storage = open_storage(arguments.location, name="LOCATION", allow_anonymous=False)
     except (ValueError, AccessError) as error:

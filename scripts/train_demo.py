@@ -6,109 +6,48 @@ Fetches the pictures from npm, trains, publishes the weights to FOLDER, and prin
 results on styles that it was not trained on. Stopped and started again with the same arguments, it
 continues from its last checkpoint in `.cache/demo-training/`.
 
-Needs requirements-train.txt.
+Example, a short run that leaves demo_model/ alone:
+
+    .venv/bin/python scripts/train_demo.py --steps 50 --out .cache/emoji-clip
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
+from scripts.lib.needs import packages_of
 
-from clip_embed.inputs.tokenizer import Tokenizer
-from clip_embed.model.clip import Clip
-from clip_embed.model.config import ClipConfig
-from scripts.lib.cog_server import CACHE, ROOT
-from scripts.lib.storage import open_storage
-from scripts.publishing.model import read_model
-from scripts.publishing.publish import publish
-from scripts.publishing.tokenizer_json import tokenizer_json
-from scripts.training import pictures, retrieval
-from scripts.training.batches import Batches, lay_on_white, tokenize
-from scripts.training.pictures import Drawings, Emoji
-from scripts.training.run import TrainingRun
-from scripts.training.trainee import Trainee
-
-ARCHITECTURE = ROOT / "scripts" / "training" / "emoji_clip.json"
-TRAINING_CACHE = CACHE / "demo-training"
-CHECKPOINT_STEPS = 100
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", default=ROOT / "demo_model")
-    parser.add_argument("--seed", type=int, metavar="S", default=0)
-    arguments = parser.parse_args()
-
-    emojis = pictures.emojis(TRAINING_CACHE)
-    training, held_out = (
-        [pictures.drawings(style, emojis, TRAINING_CACHE) for style in styles]
-        for styles in (pictures.TRAINING, pictures.HELD_OUT)
+    parser.add_argument(
+        "--steps", type=int, metavar="N", default=500, help="training steps (default: 500)"
     )
-    count = sum(len(each.classes) for each in training)
-    print(f"{len(emojis)} emoji, {count} pictures to train on")
-
-    torch.manual_seed(arguments.seed)
-    config = ClipConfig.from_open_clip(json.loads(ARCHITECTURE.read_bytes()))
-    tokenizer = Tokenizer(tokenizer_json(), config.context_length)
-    batches = Batches(emojis, training, arguments.seed)
-    trainee = Trainee(config, lay_on_white(batches.pixels), batches.classes)
-    run = TrainingRun(trainee, batches, tokenizer, arguments.steps)
-
-    def measure(clip: Clip, drawings: Drawings) -> str:
-        return measure_retrieval(clip, tokenizer, emojis, drawings)
-
-    checkpoint = TRAINING_CACHE / f"checkpoint-{arguments.seed}.pt"
-    train(run, checkpoint, lambda clip: measure(clip, held_out[0]))
-
-    published = publish_average(run, arguments.out)
-    for drawings in held_out:
-        print(measure(published, drawings))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / "demo_model",
+        help="where to publish the weights (default: demo_model)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)"
+    )
+    return parser
 
 
-def publish_average(run: TrainingRun, out: Path) -> Clip:
-    """Publish the averaged parameters to `out`; return a network with them, as published."""
-    # The published file holds float16: round first, so that the network is what is published.
-    rounded = {name: tensor.half().float() for name, tensor in run.average.items()}
-    weights = TRAINING_CACHE / "emoji-clip.pt"
-    torch.save(rounded, weights)
-    publish(read_model(str(weights), str(ARCHITECTURE)), open_storage(str(out)))
-    clip = run.averaged_clip()
-    clip.load(rounded)
-    return clip
+def main() -> None:
+    arguments = make_parser().parse_args()
+    with packages_of("train"):
+        from scripts.training.demo_model import train_and_publish
 
-
-def train(run: TrainingRun, checkpoint: Path, measure: Callable[[Clip], str]) -> None:
-    """Train from `checkpoint`, if it exists, to the end. measure: returns a row of results."""
-    if checkpoint.exists():
-        run.load(checkpoint)
-    progress = tqdm(total=run.steps, desc="training", initial=run.steps_done)
-    while run.steps_done < run.steps:
-        loss = run.step()
-        progress.set_postfix(loss=f"{loss:.2f}", refresh=False)
-        progress.update()
-        if run.steps_done % CHECKPOINT_STEPS == 0 or run.steps_done == run.steps:
-            progress.write(f"step {run.steps_done}: {measure(run.averaged_clip())}")
-            run.save(checkpoint)
-
-
-@torch.inference_mode()
-def measure_retrieval(
-    clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], drawings: Drawings
-) -> str:
-    """Return a table row: retrieval among all pictures of a style, by the emoji's plain names."""
-    pixels = torch.from_numpy(drawings.pixels)
-    images = torch.cat([clip.encode_image(lay_on_white(part)) for part in pixels.split(128)])
-    names = [emojis[index].label for index in drawings.classes]
-    texts = clip.encode_text(*tokenize(tokenizer, names))
-    return retrieval.table_row(drawings.style, texts.numpy(), images.numpy())
+        train_and_publish(arguments.steps, arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from scripts import search
 from scripts.benchmarks.report import Section, in_turn, table
 from scripts.lib.cog_server import CACHE, ROOT, CogServer
 from scripts.lib.drawings import held_out
 from scripts.lib.embedding_client import Client
 from scripts.lib.picture_index import PROBE, Entry, PictureIndex, Stamp
+from scripts.lib.search import index_folder
 
 VECTORS, WIDTH = 100_000, 768
 QUERIES = 20  # per run
@@ -84,7 +84,7 @@ def _indexing(directory: Path, runs: int) -> Section:
             shutil.rmtree(directory / "index", ignore_errors=True)
             index = PictureIndex(directory / "index", probe, create=True)
             begin = time.perf_counter()
-            report = search.index_folder(folder, client, index, IN_FLIGHT)
+            report = index_folder(folder, client, index, IN_FLIGHT)
             return report.embedded / (time.perf_counter() - begin)
 
         bodies = [_request_body(path) for path in sorted(folder.iterdir())]

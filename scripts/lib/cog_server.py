@@ -7,6 +7,7 @@ nothing of the model that is served. Few imports: benchmarks time what runs besi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -14,8 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError with a sentence unless a server can listen on `host`, an IP address."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        with socket.socket(family, kind) as listener:
+            # As Cog does it: the port of a server that has just ended is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} is in use; choose another with --port N") from None
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise ValueError(
+                f"--host is {host!r}; give an IP address of this machine, or 0.0.0.0 for all"
+            ) from None
+        raise ValueError(
+            f"port {port} cannot be used: {error.strerror}; choose another with --port N"
+        ) from None
+
+
 def venv_path() -> str:
     """Return PATH with this interpreter first: Cog starts its worker as plain `python`."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -49,11 +72,21 @@ def image_environment() -> dict[str, str]:
     """Return the environment variables that the image sets, for a server outside of it.
 
     They are those of cog.yaml, and the concurrency limit that `cog build` reads from @concurrent.
+    Settings of pip and uv are for the build only.
     """
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
     [limit] = re.findall(r"@concurrent\(max=(\d+)\)", (ROOT / "predict.py").read_text())
     variables = dict(line.split("=", 1) for line in config["environment"])
-    return {**variables, "COG_MAX_CONCURRENCY": limit}
+    kept = {n: v for n, v in variables.items() if not n.startswith(("PIP_", "UV_"))}
+    return {**kept, "COG_MAX_CONCURRENCY": limit}
+
+
+def bypass_proxies() -> None:
+    """Let this process and its children reach this machine without a proxy of the environment."""
+    here = "127.0.0.1,localhost"
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    # Some programs read the one variable first, some the other.
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{hosts},{here}" if hosts else here
 
 
 class CogServer:
@@ -91,9 +124,10 @@ class CogServer:
         self.directory = Path()
 
     def __enter__(self) -> CogServer:
-        CACHE.mkdir(exist_ok=True)
-        self.directory = Path(tempfile.mkdtemp(prefix="server-", dir=CACHE))
-        (self.directory / ".cog").mkdir()
+        self.directory = CACHE / f"server-{uuid.uuid4().hex}"
+        # Before the directory is made, so that it is removed even if this process is killed.
+        self._guard = ProcessGuard(str(self.directory))
+        (self.directory / ".cog").mkdir(parents=True)
         (self.directory / "tmp").mkdir()
         if self._schema is not None:
             shutil.copyfile(self._schema, self.directory / ".cog" / "openapi_schema.json")
@@ -107,16 +141,13 @@ class CogServer:
             "COG_PREDICT_TYPE_STUB": self._predictor,
             **self._environment,
         }
-        self._guard = ProcessGuard(str(self.directory))
-        self.process = subprocess.Popen(
+        self.process = self._guard.start(
             [*self._wrapper, sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
             cwd=self.directory,
             env={name: value for name, value in variables.items() if value is not None},
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,
         )
-        self._guard.watch(self.process)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,8 +163,8 @@ class CogServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            self._guard.close()
             shutil.rmtree(self.directory, ignore_errors=True)
+            self._guard.close()  # last: if a signal ends this process before, the guard cleans up
 
     def health(self) -> dict[str, Any]:
         """Return the answer of /health-check. Raises OSError if the server does not answer."""

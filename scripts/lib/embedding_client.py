@@ -68,7 +68,7 @@ class ServiceError(Exception):
 class Client:
     """Client of one service. Safe to use from several threads at once.
 
-    url: a server (`http://localhost:5000`), or where Replicate creates predictions
+    url: a server (`http://localhost:8000`), or where Replicate creates predictions
     (`https://api.replicate.com/v1/predictions`, `…/v1/deployments/OWNER/NAME/predictions`).
     version: of the model; required for `/v1/predictions`. token: for Replicate; default: the
     environment variable REPLICATE_API_TOKEN. It is sent to the host of `url` and to no other.

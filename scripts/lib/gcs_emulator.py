@@ -35,7 +35,7 @@ def gcs_emulator(*buckets: str, port: int | None = None) -> Iterator[str]:
     url = f"http://{host}"
     guard = ProcessGuard()
     # -public-host: requests of the XML API (host/bucket/object) are served only under that name.
-    process = subprocess.Popen(
+    process = guard.start(
         [
             os.path.join(folder, binary),
             *("-scheme", "http", "-host", "127.0.0.1", "-port", host.rsplit(":", 1)[1]),
@@ -45,10 +45,8 @@ def gcs_emulator(*buckets: str, port: int | None = None) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         # Collect the garbage of uploads before it is four times the size of the stored objects.
         env={**os.environ, "GOMEMLIMIT": "5GiB"},
-        start_new_session=True,
     )
     try:
-        guard.watch(process)
         # To this machine, without TLS: no proxy of the environment, and no certificates to load.
         with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=10) as http:
             _wait_until_healthy(http, process)

@@ -162,7 +162,7 @@ def named_configs() -> Mapping[str, dict[str, Any]]:
     """Return open_clip's model configs, by name."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise PublishError("open_clip is not installed; install requirements-dev.txt")
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
     files = sorted((Path(package.origin).parent / "model_configs").glob("*.json"))
     return {path.stem: json.loads(path.read_bytes()) for path in files}
 

@@ -48,7 +48,7 @@ def _read_merges() -> list[tuple[str, ...]]:
     """Read the merges from open_clip's package, without importing it: that takes seconds."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("open_clip is not installed; install requirements-dev.txt")
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
     path = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     with gzip.open(path) as file:
         lines = file.read().decode().split("\n")

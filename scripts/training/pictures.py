@@ -222,7 +222,7 @@ def _find_icons(package: Path, names: Mapping[str, str], codes: set[str]) -> dic
 
 
 def _render(svg: str) -> Image.Image:
-    import resvg_py  # of requirements-train.txt; not needed once the pictures are drawn
+    import resvg_py  # not needed once the pictures are drawn
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIZE, height=2 * SIZE))
     return Image.open(io.BytesIO(png))

@@ -27,6 +27,7 @@ from clip_embed.settings import Settings
 from scripts import embed_dataset
 from scripts.dataset import plan as plans
 from scripts.dataset import stages
+from scripts.dataset.run import read_or_write_plan, read_stage_config
 from scripts.lib.cog_server import CogServer
 from scripts.lib.storage import open_storage
 from tests.helpers.paths import PHOTOS, ROOT
@@ -146,6 +147,7 @@ def test_bucket_to_bucket_equals_the_service(
     writer.writerow(["s9", "photos/none.jpg", " "])
     catalog.write("shop.csv", sheet.getvalue().encode())
     environment = {"CLIP_WEIGHTS": "gs://models/tiny", "STORAGE_EMULATOR_HOST": emulator}
+    environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # never used for this host
     source, options = (
         "gs://models/catalog/shop.csv",
         ("--id-column", "sku", "--rows-per-part", "4"),
@@ -158,7 +160,7 @@ def test_bucket_to_bucket_equals_the_service(
     out = "gs://models/photo-vectors"
     arguments = embed_dataset.parse_arguments([source, out, "--image-column", "photo", *options])
     settings = Settings(weights="gs://models/tiny")
-    config = embed_dataset.read_stage_config(arguments, settings, out)
+    config = read_stage_config(arguments, settings, out)
     embed = stages.EmbedStage(config, threads=2)
     for part in range(plans.write_plan(config.job, open_storage(out)).parts):
         stages.write(embed(stages.prepare({"part": part}, config)), config)
@@ -200,7 +202,7 @@ def test_different_job_into_the_same_destination_is_refused(tmp_path: Path) -> N
         rows_per_part=2,
         model="m",
     )
-    first = embed_dataset.read_or_write_plan(job, storage)
-    assert embed_dataset.read_or_write_plan(job, storage) == first
+    first = read_or_write_plan(job, storage)
+    assert read_or_write_plan(job, storage) == first
     with pytest.raises(ValueError, match="begun with rows_per_part 2, not 3"):
-        embed_dataset.read_or_write_plan(dataclasses.replace(job, rows_per_part=3), storage)
+        read_or_write_plan(dataclasses.replace(job, rows_per_part=3), storage)

@@ -1,8 +1,8 @@
-"""Run the code examples of README.md, docs/search.md and examples/api/README.md.
+"""Run the code examples of README.md, docs/ and examples/api/README.md.
 
-Only addresses are replaced: `http://localhost:5000` by the real Cog server, `your-site.example` by
+Only addresses are replaced: `http://localhost:8000` by the real Cog server, `your-site.example` by
 a webhook receiver, and `api.replicate.com` by a fake API that checks the token and the version and
-forwards to the real server. Replicate's own service is not tested.
+forwards to the real server. Replicate's clients are the real ones, its service is not tested.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 from scripts.lib.cog_server import CogServer
@@ -42,11 +43,11 @@ class Example:
 
     @property
     def webhook(self) -> bool:
-        return "your-site.example" in self.code
+        return "your-site.example/clip" in self.code
 
     @property
     def replicate(self) -> bool:
-        return "api.replicate.com" in self.code or "import replicate" in self.code
+        return "api.replicate.com" in self.code or "import replicate" in self.code.lower()
 
 
 def examples(page: Path) -> list[Example]:
@@ -64,6 +65,9 @@ def examples(page: Path) -> list[Example]:
 README = examples(ROOT / "README.md")
 SEARCH = examples(ROOT / "docs" / "search.md")
 API = examples(ROOT / "examples" / "api" / "README.md")
+MODEL_PAGE = examples(ROOT / "docs" / "model_page.md")
+REPLICATE = [e for e in examples(ROOT / "docs" / "replicate.md") if e.replicate]
+JAVASCRIPT_CLIENT = "replicate@1.4.0"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -76,9 +80,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers["Content-Length"]))
 
     def answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+        self.send(status, "application/json", json.dumps(body).encode())
+
+    def send(self, status: int, content_type: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -96,6 +102,7 @@ class World:
     """The servers behind the examples' addresses.
 
     webhook_bodies: received by the webhook receiver. polls: requests for a running prediction.
+    model: what was sent to change the model's page.
     """
 
     server: CogServer
@@ -103,15 +110,19 @@ class World:
     webhook_url: str = ""
     webhook_bodies: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
     polls: int = 0
+    model: dict[str, str] = field(default_factory=dict)
 
     def run(self, example: Example, directory: Path) -> str:
         """Run the example in `directory`; return its output, or its variable `vector` as JSON."""
         code = example.code
         for address, replacement in (
-            ("http://localhost:5000", self.server.url),
+            ("http://localhost:8000", self.server.url),
             ("https://api.replicate.com", self.replicate_url),
             ("https://your-site.example/clip", self.webhook_url),
+            ("https://your-site.example/photo.jpg", f"{self.replicate_url}/photo.jpg"),
             ("you/clip-embed:VERSION", f"you/clip-embed:{VERSION}"),
+            ('"version": "VERSION"', f'"version": "{VERSION}"'),
+            ("new Replicate()", f'new Replicate({{ baseUrl: "{self.replicate_url}/v1" }})'),
         ):
             code = code.replace(address, replacement)
         if example.language == "sh":
@@ -146,10 +157,15 @@ def node() -> str:
     """Return the path of Node.js. Without it the test is skipped, and in CI it fails."""
     found = shutil.which("node")
     if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("node is missing; the JavaScript examples need it")
-        pytest.skip("node is missing; the JavaScript examples need it")
+        skip_or_fail("node is missing; the JavaScript examples need it")
     return found
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test, or fail it in CI, where everything must be installed."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +225,7 @@ def world(server: CogServer) -> Iterator[World]:
         def store_file(self, body: bytes) -> dict[str, Any]:
             """Store an upload as a data URI, which is the input when its URL is sent."""
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            [part] = email.message_from_bytes(head + body).get_payload()
+            part, *_ = email.message_from_bytes(head + body).get_payload()
             url = f"{world.replicate_url}/v1/files/{len(self.files)}"
             encoded = base64.b64encode(part.get_payload(decode=True)).decode()
             self.files[url] = f"data:{part.get_content_type()};base64,{encoded}"
@@ -225,7 +241,17 @@ def world(server: CogServer) -> Iterator[World]:
                 "urls": {"get": url},
             }
 
+        def do_PATCH(self) -> None:
+            body = self.read()
+            if not self.refused():
+                assert self.path == "/v1/models/you/clip-embed"
+                world.model = json.loads(body)
+                self.answer(200, {})
+
         def do_GET(self) -> None:
+            if self.path == "/photo.jpg":  # a public web site
+                self.send(200, "image/jpeg", (ROOT / "examples" / "cat.jpg").read_bytes())
+                return
             if self.refused():
                 return
             if self.path == f"/v1/models/you/clip-embed/versions/{VERSION}":
@@ -249,7 +275,8 @@ def world(server: CogServer) -> Iterator[World]:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """The reader's working directory: a checkout, with a photo.jpg."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("docs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     shutil.copyfile(ROOT / "examples" / "cat.jpg", tmp_path / "photo.jpg")
     return tmp_path
 
@@ -277,7 +304,16 @@ def test_api_examples_cover_every_combination() -> None:
 
 @pytest.mark.parametrize("example", API, ids=lambda example: example.location)
 def test_api_example_returns_the_vector(world: World, directory: Path, example: Example) -> None:
-    """Its output, its variable `vector` or the body of the webhook is the server's vector."""
+    """Its output, its variable `vector` or the body of the webhook is the server's vector.
+
+    Also when it runs a second time.
+    """
+    for _ in range(2):
+        assert_close(run_api_example(world, directory, example), expected(world, example))
+
+
+def run_api_example(world: World, directory: Path, example: Example) -> Any:
+    """Run the example and return the vector."""
     polls_before = world.polls
     printed = world.run(example, directory)
     if example.webhook:
@@ -285,14 +321,12 @@ def test_api_example_returns_the_vector(world: World, directory: Path, example: 
         assert body["status"] == "succeeded"
         if not example.replicate:
             assert f"/predictions/{body['id']}" in example.code
-        vector = body["output"]
         assert world.webhook_bodies.empty()
-    else:
-        answer = json.loads(printed)
-        vector = answer["output"] if example.language == "sh" else answer
-        must_poll = example.replicate and example.language != "sh"
-        assert world.polls - polls_before == int(must_poll)
-    assert_close(vector, expected(world, example))
+        return body["output"]
+    answer = json.loads(printed)
+    must_poll = example.replicate and example.language != "sh"
+    assert world.polls - polls_before == int(must_poll)
+    return answer["output"] if example.language == "sh" else answer
 
 
 @pytest.mark.parametrize(
@@ -309,15 +343,17 @@ def test_readme_example_returns_the_vector(world: World, directory: Path, exampl
 
 def test_readme_python_gives_vectors_that_search_md_finds(world: World, directory: Path) -> None:
     """README's Python for a server gives two vectors and their cosine similarity; the example of
-    docs/search.md continues it, and finds the photograph itself first."""
-    [readme] = [e.code for e in README if e.language == "python" and "localhost:5000" in e.code]
+    docs/search.md continues it, and finds the photograph itself first, also the second time."""
+    [readme] = [e.code for e in README if e.language == "python" and "localhost:8000" in e.code]
     [search] = [e.code for e in SEARCH if e.language == "python"]
     code = readme + search
     code += (
         "\nimport json\nprint(json.dumps([picture, sentence, cosine(picture, sentence), found]))"
     )
     whole = Example("README.md", "python", code)
-    picture, sentence, cosine, found = json.loads(world.run(whole, directory).splitlines()[-1])
+    first, second = (json.loads(world.run(whole, directory).splitlines()[-1]) for _ in range(2))
+    assert second == first
+    picture, sentence, cosine, found = first
     assert len(picture) == len(sentence) == 768
     length = sum(a * a for a in picture) ** 0.5 * sum(b * b for b in sentence) ** 0.5
     assert cosine == pytest.approx(
@@ -329,9 +365,80 @@ def test_readme_python_gives_vectors_that_search_md_finds(world: World, director
 def test_readme_python_for_replicates_client_returns_the_vector(
     world: World, directory: Path
 ) -> None:
-    """A text, and a file that the client uploads."""
+    """Of a file that the client uploads."""
     polls_before = world.polls
     [example] = [e for e in README if "import replicate" in e.code]
     vector = json.loads(world.run(example, directory))
-    assert world.polls - polls_before == 2
+    assert world.polls - polls_before == example.code.count("replicate.run(")
     assert_close(vector, expected(world, example))
+
+
+# --- docs/model_page.md and docs/replicate.md -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install Replicate's client for JavaScript, and return the folder that holds it."""
+    folder = tmp_path_factory.mktemp("npm")
+    npm = shutil.which("npm")
+    command = [npm or "npm", "install", "--no-audit", "--no-fund", JAVASCRIPT_CLIENT]
+    if npm is None or subprocess.run(command, cwd=folder, capture_output=True).returncode:
+        skip_or_fail(f"npm cannot install {JAVASCRIPT_CLIENT}, which the example needs")
+    return folder / "node_modules"
+
+
+def run_replicate_example(
+    world: World, directory: Path, example: Example, request: pytest.FixtureRequest
+) -> Any:
+    """Run the example; return the last line that it prints, decoded."""
+    if example.language == "js":
+        node()
+        folder: Path = request.getfixturevalue("node_modules")
+        (directory / "node_modules").symlink_to(folder)
+    return json.loads(world.run(example, directory).splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "example",
+    [e for e in MODEL_PAGE + REPLICATE if "vector = " in e.code or e.language == "sh"],
+    ids=lambda example: example.location,
+)
+def test_example_for_replicate_returns_the_vector(
+    world: World, directory: Path, example: Example, request: pytest.FixtureRequest
+) -> None:
+    answer = run_replicate_example(world, directory, example, request)
+    assert_close(answer["output"] if example.language == "sh" else answer, expected(world, example))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [e for e in MODEL_PAGE if "similarity = " in e.code],
+    ids=lambda example: example.location,
+)
+def test_example_compares_a_text_with_an_image(
+    world: World, directory: Path, example: Example, request: pytest.FixtureRequest
+) -> None:
+    """It prints the cosine similarity of the server's vectors."""
+    similarity = run_replicate_example(world, directory, example, request)
+    text, image = (
+        np.array(expected(world, Example("", "", code))) for code in ("a red bicycle", "photo.jpg")
+    )
+    cosine = text @ image / (np.linalg.norm(text) * np.linalg.norm(image))
+    assert similarity == pytest.approx(cosine, abs=1e-5)
+
+
+def test_replicate_examples_cover_every_language() -> None:
+    """A text, an image and a comparison on the model's page, and the first prediction."""
+    assert [e.language for e in MODEL_PAGE] == ["sh", "sh", "python", "js"]
+    assert [e.language for e in REPLICATE] == ["sh", "python", "js", "python"]
+
+
+def test_model_page_is_sent_with_its_fields(world: World, directory: Path) -> None:
+    """The lines before the page become fields of the model."""
+    [example] = [e for e in REPLICATE if "model_page.md" in e.code]
+    world.run(example, directory)
+    readme = world.model.pop("readme")
+    assert readme.startswith("# CLIP embeddings")
+    assert readme in (ROOT / "docs" / "model_page.md").read_text()
+    assert sorted(world.model) == ["description", "github_url", "license_url", "paper_url"]
+    assert world.model["paper_url"] == "https://arxiv.org/abs/2103.00020"

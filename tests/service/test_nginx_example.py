@@ -36,7 +36,7 @@ def example(upstream: int, port: int, directory: Path) -> str:
     config = EXAMPLE.read_text()
     temp_paths = "".join(f"{name}_temp_path {directory}/{name};" for name in TEMP_PATHS)
     for old, new in (
-        ("server 127.0.0.1:5000;", f"server 127.0.0.1:{upstream};"),
+        ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
         ("listen 80;", f"listen 127.0.0.1:{port};"),
         ("http {\n", f"http {{ access_log off; {temp_paths}\n"),
     ):

@@ -1,7 +1,7 @@
 """Run the commands of README.md and docs/operations.md as written, with small weights.
 
-test_examples.py runs those that call a server. No test runs `cog`, `docker` and `gcloud`, which are
-not installed here, nor `scripts/demo` and `scripts/test`, which take minutes.
+test_examples.py runs those that call a server, and test_commands.py `scripts/demo`. No test runs
+`cog`, `docker` and `gcloud`, which are not installed here, nor `scripts/test`, which takes minutes.
 """
 
 from __future__ import annotations
@@ -68,11 +68,27 @@ def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def curl(port: int) -> list[float]:
     """Run the README's first `curl` command against `port` and return the vector."""
-    code = code_block("curl -s").replace("localhost:5000", f"localhost:{port}")
+    code = code_block("curl -s").replace("localhost:8000", f"localhost:{port}")
     done = subprocess.run(
         ["bash", "-euc", code], capture_output=True, text=True, check=True, timeout=120
     )
     return list(json.loads(done.stdout)["output"])
+
+
+def python(port: int) -> float:
+    """Run the README's Python code, as it says how, against `port`; return what it prints."""
+    found = re.search(r"\(run it with `(\S+)`\).*?^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    assert found
+    assert found[1] == ".venv/bin/python"
+    done = subprocess.run(
+        [sys.executable, "-c", found[2].replace("localhost:8000", f"localhost:{port}")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return float(done.stdout)
 
 
 def test_emulator_commands_start_a_server() -> None:
@@ -89,13 +105,20 @@ def test_emulator_commands_start_a_server() -> None:
 
 
 def test_serve_and_predict_commands_give_the_same_vector() -> None:
-    """`scripts/predict` embeds a text and an image, and prints nothing but the vector."""
+    """`scripts/predict` embeds a text and an image, and prints nothing but the vector.
+
+    Every command, and the Python code, runs a second time with the same result.
+    """
     serve, *predict = code_block("scripts/predict").replace("…", DEMO).splitlines()
-    assert serve == f"{code_block(f'CLIP_WEIGHTS={DEMO}').strip()} --port 5000"  # the quickstart's
+    assert serve == f"{code_block(f'CLIP_WEIGHTS={DEMO}').strip()} --port 8000"  # the quickstart's
     port = free_port()
-    with started(serve.replace("5000", str(port))) as process:
-        wait_ready(port, process)
-        vector = curl(port)
+    for _ in range(2):
+        with started(serve.replace("8000", str(port))) as process:
+            wait_ready(port, process)
+            vector = curl(port)
+            similarity = python(port)
+            assert (curl(port), python(port)) == (vector, similarity)
+            assert -1 <= similarity <= 1
     printed = [
         subprocess.run(
             ["bash", "-euc", line],
@@ -106,12 +129,13 @@ def test_serve_and_predict_commands_give_the_same_vector() -> None:
             check=True,
             timeout=120,
         )
-        for line in predict
+        for line in [*predict, predict[0]]
     ]
-    text, image = (json.loads(done.stdout) for done in printed)
+    text, image, *again = (json.loads(done.stdout) for done in printed)
     assert text == pytest.approx(vector, abs=2e-5)
     assert len(image) == 768
-    assert [done.stderr for done in printed] == ["", ""]
+    assert again == [text]
+    assert {done.stderr for done in printed} == {""}
 
 
 @pytest.mark.parametrize(

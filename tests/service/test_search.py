@@ -27,6 +27,7 @@ from scripts.lib import embedding_client, picture_index
 from scripts.lib.cog_server import CogServer
 from scripts.lib.embedding_client import Client, RefusedError, ServiceError
 from scripts.lib.picture_index import PROBE, Entry, IndexMismatchError, PictureIndex, Stamp
+from scripts.lib.search import index_folder
 from tests.helpers.paths import PHOTOS, ROOT
 
 CAT = ROOT / "examples" / "cat.jpg"
@@ -227,7 +228,7 @@ def test_scores_are_the_cosine_similarities_of_the_services_vectors(
 ) -> None:
     client = Client(server.url)
     index = PictureIndex(tmp_path / "db", client.text(PROBE), create=True)
-    search.index_folder(folder, client, index, 4)
+    index_folder(folder, client, index, 4)
     query = client.text("a rocket")
     for hit in index.nearest(query, 3):
         vector = client.image(Path(hit.path))
@@ -315,12 +316,12 @@ def test_index_embeds_changed_files_again_and_removes_deleted_ones(
 ) -> None:
     client = Client(fake.url)
     index = PictureIndex(tmp_path / "db", client.text(PROBE), create=True)
-    search.index_folder(folder, client, index, 4)
+    index_folder(folder, client, index, 4)
     cat = next(folder.rglob("cat.jpg"))
     rocket = next(folder.rglob("rocket.jpg"))
     Image.new("RGB", (8, 8), "red").save(cat)
     rocket.unlink()
-    report = search.index_folder(folder, client, index, 4)
+    report = index_folder(folder, client, index, 4)
     assert (report.embedded, report.kept, report.removed) == (1, len(PHOTOS) - 2, 1)
     [best] = index.nearest(client.image(cat), 1)
     assert (best.path, round(best.score, 4)) == (str(cat), 1.0)
@@ -335,12 +336,12 @@ def test_indexing_a_second_folder_keeps_the_first(
     shutil.copy(CAT, other)
     client = Client(fake.url)
     index = PictureIndex(tmp_path / "db", client.text(PROBE), create=True)
-    search.index_folder(folder, client, index, 4)
-    report = search.index_folder(other, client, index, 4)
+    index_folder(folder, client, index, 4)
+    report = index_folder(other, client, index, 4)
     assert (report.embedded, report.removed) == (1, 0)
     assert len(index.stamps()) == len(PHOTOS) + 1
     (other / "cat.jpg").unlink()
-    assert search.index_folder(other, client, index, 4).removed == 1
+    assert index_folder(other, client, index, 4).removed == 1
 
 
 def test_index_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts.simulate_thundering_herd import PULL_BYTES, REQUESTS_PER_PULL, Scenario, simulate
+from scripts.lib.thundering_herd import PULL_BYTES, REQUESTS_PER_PULL, Scenario, simulate
 
 
 def test_one_replica_is_limited_by_its_bandwidth() -> None:
