@@ -23,10 +23,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a Python without the project
 
 from scripts.lib.needs import packages_of
 

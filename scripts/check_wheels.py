@@ -53,8 +53,8 @@ class Platform:
 
 
 def _linux(machine: str) -> Platform:
-    # Debian 12 has glibc 2.36, the oldest here.
-    versions = [f"manylinux_2_{minor}" for minor in range(36, 4, -1)]
+    # torch needs glibc 2.28.
+    versions = [f"manylinux_2_{minor}" for minor in range(28, 4, -1)]
     names = [*versions, "manylinux2014", "manylinux2010", "manylinux1", "linux"]
     tags = tuple(f"{name}_{machine}" for name in names)
     return Platform(f"linux-{machine}", "linux", "Linux", machine, tags)

@@ -1,4 +1,4 @@
-"""scripts/setup chooses a Python and keeps .venv whole. pip is a fake, so nothing is installed."""
+"""scripts/setup chooses a Python and keeps .venv complete. pip is a fake, so nothing is installed."""
 
 from __future__ import annotations
 
@@ -276,3 +276,10 @@ def test_refuses_an_unknown_group(machine: Machine) -> None:
     outcome = machine.setup("tests")
     assert outcome.returncode == 2
     assert "no such group: tests" in outcome.stderr
+
+
+def test_says_that_the_named_python_is_no_program(machine: Machine) -> None:
+    machine.add_python("python3", (3, 13))
+    outcome = machine.setup("demo", PYTHON="/no/such/python")
+    assert outcome.returncode == 1
+    assert "PYTHON is '/no/such/python', which is no program" in outcome.stderr
