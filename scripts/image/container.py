@@ -115,7 +115,7 @@ class Container:
         return self._inspect("{{.State.OOMKilled}}") == "true"
 
     def peak_megabytes(self) -> float:
-        """Return the largest resident memory that each process has had, all of them together."""
+        """Return the sum of the peak resident memory of all processes, in MB."""
         pids = self._podman("top", self.name, "hpid", quiet=True).split()[1:]
         lines = [x for pid in pids for x in Path(f"/proc/{pid}/status").read_text().splitlines()]
         return sum(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1e3

@@ -1,7 +1,7 @@
 """The Dockerfile that Cog writes for cog.yaml if it builds on python:3.11-slim.
 
 Read from the generator of Cog after 0.22 (pkg/dockerfile/standard_generator.go). Three downloads
-are replaced, because they need hosts that only a build with Docker reaches: the base image by one
+are replaced, so that neither a registry of images nor GitHub is needed: the base image by one
 that is made from Debian's packages, uv's image by uv's wheel, and the binary of tini by Debian's.
 """
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Without limits of their own, containers ask for more than a container may have that they run in.
+# podman asks for higher limits by default, which fails if this host is a container itself.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 
 # What pip on this host must share with pip in a container so that it finds the same packages.
@@ -85,9 +85,9 @@ def make_root(suite: str, packages: Sequence[str], directory: Path) -> None:
         unfinished,
         quiet=True,
     )
-    for leftovers in ("var/cache/apt/archives", "var/lib/apt/lists"):
-        shutil.rmtree(unfinished / leftovers)
-        (unfinished / leftovers / "partial").mkdir(parents=True)
+    for package_files in ("var/cache/apt/archives", "var/lib/apt/lists"):
+        shutil.rmtree(unfinished / package_files)
+        (unfinished / package_files / "partial").mkdir(parents=True)
     unfinished.rename(directory)
 
 

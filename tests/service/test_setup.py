@@ -1,4 +1,4 @@
-"""scripts/setup chooses a Python and keeps .venv complete. pip is a fake, so nothing is installed."""
+"""scripts/setup chooses a Python and keeps .venv complete. pip is a fake: nothing is installed."""
 
 from __future__ import annotations
 

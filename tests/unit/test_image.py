@@ -7,6 +7,7 @@ builds and runs the image itself.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 from typing import Any
 
@@ -25,6 +26,12 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cog.yaml").read_text())
 REQUIREMENTS = (ROOT / CONFIG["build"]["python_requirements"]).read_text()
 
 
+# Elsewhere torch brings no CUDA libraries, as on a Mac.
+cuda_build = pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None, reason="torch is a CPU build here"
+)
+
+
 def test_requirements_are_pins_that_cog_passes_on() -> None:
     """Cog's reader drops markers, hashes and extras, and installs itself and coglet."""
     lines = [line.partition("#")[0].strip() for line in REQUIREMENTS.splitlines()]
@@ -38,6 +45,7 @@ def test_pip_adds_no_dependencies() -> None:
     assert "PIP_NO_DEPS=1" in CONFIG["environment"]
 
 
+@cuda_build
 def test_each_package_that_is_left_out_has_a_reason() -> None:
     """The dependencies that the lock lacks are those of the table in docs/image.md."""
     page = (ROOT / "docs" / "image.md").read_text()
@@ -64,6 +72,7 @@ def with_dependencies(names: set[str]) -> set[str]:
     return found
 
 
+@cuda_build
 def test_tests_run_with_the_versions_of_the_image() -> None:
     """Packages of requirements.txt, Cog and coglet; coglet is pinned although Cog pins none."""
     expected = expected_packages(ROOT)
