@@ -44,6 +44,7 @@ TOOLS = (
     "head",
     "mkdir",
     "rm",
+    "sed",
     "tail",
     "touch",
 )
