@@ -7,8 +7,10 @@ page. During the import of torch a core has time for that. Independent of torch.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import mmap
+import sys
 import threading
 from collections.abc import Callable
 
@@ -66,6 +68,8 @@ class PrefaultedMemory:
 
 def _populate(memory: mmap.mmap, size: int) -> None:
     """Have the kernel back the first `size` bytes with pages. Raises OSError if it cannot."""
+    if sys.platform != "linux":  # to another kernel the number may mean something else
+        raise OSError(errno.ENOTSUP, "only Linux populates memory")
     # mmap's own madvise would keep the interpreter lock, and block the import.
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

@@ -30,8 +30,9 @@ def gpu_is_likely(device: str | None) -> bool:
 def load_libraries() -> None:
     """Load the shared libraries of torch while other threads run Python.
 
-    If they cannot be loaded, `import torch` reports why. Not for a process that will use a GPU:
-    torch chooses the order of CUDA's libraries with more care.
+    If they cannot be loaded, `import torch` reports why. On macOS their names end in .dylib, and
+    `import torch` loads them. Not for a process that will use a GPU: torch chooses the order of
+    CUDA's libraries with more care.
     """
     package = importlib.util.find_spec("torch")
     if package is None or not package.origin:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 
 import jsonschema
 import yaml
@@ -47,4 +46,12 @@ def test_cog_yaml_is_valid() -> None:
     assert hasattr(predict, name)
     assert (ROOT / document["build"]["python_requirements"]).is_file()
     assert document["build"]["sdk_version"] == importlib.metadata.version("cog")
-    assert document["build"]["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def test_the_image_has_the_python_that_all_tests_run_with() -> None:
+    """With the others only the unit tests run."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["all"]["steps"]
+    [setup] = [step for step in steps if "actions/setup-python" in step.get("uses", "")]
+    build = yaml.safe_load((ROOT / "cog.yaml").read_text())["build"]
+    assert build["python_version"] == setup["with"]["python-version"]

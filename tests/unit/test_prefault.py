@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
+import platform
+import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 import weights
@@ -41,9 +46,13 @@ def prefaulted(stored: int) -> PrefaultedMemory:
 
 
 def resident_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
+
+
+def kernel_can_populate() -> bool:
+    """Return whether this is Linux 5.14 or newer."""
+    version = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+    return sys.platform == "linux" and version >= (5, 14)
 
 
 @pytest.mark.parametrize("stored", [0, 5 * MEBIBYTE], ids=["no reserve", "reserve used up"])
@@ -68,6 +77,7 @@ def test_reserve_is_twice_the_stored_size() -> None:
     assert third.obj is not first.obj
 
 
+@pytest.mark.skipif(not kernel_can_populate(), reason="this kernel cannot populate memory")
 def test_prepare_makes_the_stored_size_resident() -> None:
     """The pages are backed before the first write to them."""
     before = resident_bytes()
@@ -104,10 +114,20 @@ def test_memory_is_usable_after_a_failed_pull(capfd: pytest.CaptureFixture[str])
 def test_memory_is_usable_without_populate_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux before 5.14 rejects MADV_POPULATE_WRITE; pages are then faulted on first use."""
     monkeypatch.setattr(prefault, "_MADV_POPULATE_WRITE", 9999)
-    memory = prefaulted(4 * MEBIBYTE)
-    piece = memory.take(4 * MEBIBYTE)
+    piece = prefaulted(4 * MEBIBYTE).take(4 * MEBIBYTE)
     piece[-1] = 1
     assert piece[-1] == 1
+
+
+def test_only_linux_is_asked_to_populate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another kernel the number of MADV_POPULATE_WRITE may mean something else."""
+    opened: list[object] = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *arguments, **_: opened.append(arguments))
+    piece = prefaulted(4 * MEBIBYTE).take(4 * MEBIBYTE)
+    piece[-1] = 1
+    assert piece[-1] == 1
+    assert not opened
 
 
 class MapWithoutHugePages(mmap.mmap):
@@ -124,7 +144,7 @@ def test_memory_is_usable_without_huge_pages(
     if unsupported_by == "kernel":
         monkeypatch.setattr(mmap, "mmap", MapWithoutHugePages)
     else:
-        monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert bytes(PrefaultedMemory().take(5)) == bytes(5)
 
 

@@ -1,6 +1,10 @@
-"""weights.py: how many requests a pull keeps in flight; tests/service/pull has the rest."""
+"""weights.py: requests in flight, and priority; tests/service/pull has the rest."""
 
 from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +28,16 @@ def test_balanced_streams_fills_the_last_round_of_requests(
 ) -> None:
     monkeypatch.setattr(weights, "STREAMS", streams)
     assert weights.balanced_streams(blocks) == balanced
+
+
+@pytest.mark.parametrize(("system", "increments"), [("linux", [weights.NICENESS]), ("darwin", [])])
+def test_only_on_linux_the_priority_of_downloads_is_lowered(
+    system: str, increments: list[int], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere all threads of a process have one priority."""
+    given: list[int] = []
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "nice", given.append)
+    with weights.pull(str(tiny_model)) as pull:
+        pull.wait_complete()
+    assert given == increments
