@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.lib.needs import packages_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
@@ -180,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", choices=PYTHONS, help="check this version of Python only")
     parser.add_argument("--table", action="store_true", help="print a table of the wheels, too")
     options = parser.parse_args(arguments)
+    with packages_of("test"):
+        import packaging  # noqa: F401
     targets = [
         (platform, python)
         for platform in PLATFORMS

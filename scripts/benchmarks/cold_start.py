@@ -39,7 +39,12 @@ def peer(name: str, environment: Mapping[str, str], schema: Path | None = None) 
 
 
 def run(runs: int, baseline: Checkout | None = None) -> list[Section]:
-    """Run `bench.py cold-start`."""
+    """Run `bench.py cold-start`. Raises SystemExit on other systems than Linux."""
+    if sys.platform != "linux":
+        raise SystemExit(
+            "bench.py cold-start needs Linux: it reads peak memory from /proc, and drops files from"
+            " the page cache"
+        )
     CACHE.mkdir(exist_ok=True)
     with filled_bucket() as url, tempfile.TemporaryDirectory(dir=CACHE) as cache:
         bucket = {"STORAGE_EMULATOR_HOST": url}

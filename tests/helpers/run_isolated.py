@@ -60,7 +60,8 @@ def prepare_text(path: Path, tokenizer: tokenizer.Tokenizer) -> None:
 def usage() -> tuple[float, float]:
     """Return the CPU seconds and the peak resident megabytes of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss is in bytes on macOS, else in kB
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / unit
 
 
 def run_isolated(name: str, work: Callable[[], None]) -> Outcome:

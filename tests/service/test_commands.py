@@ -25,7 +25,7 @@ import pytest
 
 from scripts.lib.cog_server import bypass_proxies, free_port
 from tests.helpers.commands import PYTHON_COMMANDS, SHELL_COMMANDS
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TINY_MODEL
 
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL")
 DEAD_PROXY = {
@@ -183,7 +183,7 @@ def test_serve_explains_a_wrong_argument(checkout: Path, arguments: list[str], s
 def test_serve_explains_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with started("serve", "--port", str(port)) as process:
+        with started("serve", "--port", str(port), CLIP_WEIGHTS="demo_model") as process:
             _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     says = f"scripts/serve: port {port} is in use; choose another with --port N\n"
@@ -191,7 +191,7 @@ def test_serve_explains_a_port_that_is_taken() -> None:
 
 
 def test_serve_explains_a_host_that_is_not_here() -> None:
-    with started("serve", "--host", "localhost") as process:
+    with started("serve", "--host", "localhost", CLIP_WEIGHTS="demo_model") as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.decode() == (
@@ -200,19 +200,46 @@ def test_serve_explains_a_host_that_is_not_here() -> None:
     )
 
 
+def test_serve_needs_weights_before_it_installs_anything(checkout: Path) -> None:
+    done = run_bare(checkout, "serve")
+    assert done.returncode == 2
+    assert done.stderr.startswith("scripts/serve: CLIP_WEIGHTS is not set; CLIP_WEIGHTS=demo_model")
+    assert not (checkout / ".venv").exists()
+
+
+def test_serve_reads_a_directory_where_the_caller_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(TINY_MODEL)
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    with started("serve", f"--port={port}", CLIP_WEIGHTS="model"):
+        wait_until_healthy(f"127.0.0.1:{port}")
+        deadline = time.monotonic() + 60
+        while (status := status_of(port)) == "STARTING":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert status == "READY"
+
+
+def status_of(port: int) -> str:
+    answer = httpx.get(f"http://127.0.0.1:{port}/health-check", trust_env=False)
+    return str(answer.json()["status"])
+
+
 def test_serve_listens_on_port_8000_by_default() -> None:
     """macOS itself uses port 5000. The port is occupied here, so that the command ends."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # another process has it
             stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
-        with started("serve") as process:
+        with started("serve", CLIP_WEIGHTS="demo_model") as process:
             _, stderr = process.communicate(timeout=60)
     assert "port 8000 is in use" in stderr.decode()
 
 
 def test_serve_listens_on_the_given_host_only() -> None:
     port = free_port()
-    with started("serve", "--port", str(port), "--host", "127.0.0.2", CLIP_WEIGHTS=""):
+    with started("serve", "--port", str(port), "--host", "127.0.0.2", CLIP_WEIGHTS="demo_model"):
         wait_until_healthy(f"127.0.0.2:{port}")
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{port}/health-check", trust_env=False)
@@ -220,7 +247,7 @@ def test_serve_listens_on_the_given_host_only() -> None:
 
 def test_serve_listens_on_this_machine_only_by_default() -> None:
     port = free_port()
-    with started("serve", f"--port={port}", CLIP_WEIGHTS=""):
+    with started("serve", f"--port={port}", CLIP_WEIGHTS="demo_model"):
         wait_until_healthy(f"127.0.0.1:{port}")
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.2:{port}/health-check", trust_env=False)

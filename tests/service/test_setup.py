@@ -19,16 +19,20 @@ FAKE_PYTHON = """\
 import os, sys
 from pathlib import Path
 
+version = {version}
+if sys.argv[1] == "-V":
+    print("Python", *version)
+    sys.exit()
 module, code = sys.argv[1:3]
 if module == "-c":
-    sys.version_info = {version}
+    sys.version_info = version
     sys.modules.update(dict.fromkeys({without!r}.split()))  # None: cannot be imported
     exec(code)
     sys.exit()
 with open("calls", "a") as calls:
     print(*sys.argv[2:], file=calls)
 if code == "venv":
-    Path(sys.argv[3], "bin").mkdir(parents=True)
+    Path(sys.argv[3], "bin").mkdir()
     Path(sys.argv[3], "bin", "python").symlink_to(os.environ["FAKE_PYTHON"])
 sys.exit(Path("fails").exists() and Path("fails").read_text() in sys.argv)
 """
@@ -43,6 +47,7 @@ TOOLS = (
     "env",
     "head",
     "mkdir",
+    "mv",
     "rm",
     "sed",
     "tail",
@@ -147,7 +152,7 @@ def test_installs_again_where_a_checkout_was_moved(machine: Machine) -> None:
     machine.calls()
     machine.root = machine.root.rename(machine.root.with_name("moved"))
     machine.setup("demo")
-    assert any("--editable" in call for call in machine.calls())
+    assert machine.calls()[0] == "venv .venv", "its commands name the old place"
 
 
 @pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13), (3, 14)])
@@ -197,16 +202,27 @@ def test_uses_the_python_that_is_named(machine: Machine, tmp_path: Path) -> None
     named = machine.add_python("python3.12", (3, 12)).rename(directory / "python")
     assert machine.setup("demo", PYTHON=str(named)).returncode == 0
     assert (machine.root / "calls").exists()
+
+
+def test_says_that_the_named_python_does_not_fit(machine: Machine) -> None:
     wrong = machine.add_python("python3.9", (3, 9))
-    outcome = machine.setup("lint", PYTHON=str(wrong))
+    outcome = machine.setup("demo", PYTHON=str(wrong))
     assert outcome.returncode == 1
     assert f"{wrong} is Python 3.9" in outcome.stderr
+
+
+def test_says_that_another_python_is_named_than_that_of_the_venv(machine: Machine) -> None:
+    machine.add_python("python3", (3, 13))
+    machine.setup("demo")
+    other = machine.add_python("python3.12", (3, 12))
+    outcome = machine.setup("demo", PYTHON=str(other))
+    assert outcome.returncode == 1
+    assert "remove .venv to use the other" in outcome.stderr
 
 
 def test_makes_a_venv_again_whose_installation_was_cut_off(machine: Machine) -> None:
     machine.add_python("python3", (3, 13))
     machine.setup("demo")
-    (machine.root / ".venv/installed").unlink()
     (machine.root / ".venv/unfinished").touch()
     (machine.root / ".venv/rest").touch()
     machine.calls()
@@ -231,13 +247,81 @@ def test_makes_a_venv_again_whose_python_is_gone(machine: Machine) -> None:
     assert installed_groups(machine.calls()) == ["demo"], "it is a new one"
 
 
-def test_removes_a_venv_that_could_not_be_made(machine: Machine) -> None:
+def test_makes_a_venv_again_that_could_not_be_made(machine: Machine) -> None:
     machine.add_python("python3", (3, 13))
     (machine.root / "fails").write_text("venv")
     outcome = machine.setup("demo")
     assert outcome.returncode == 1
     assert "could not make .venv" in outcome.stderr
-    assert not (machine.root / ".venv").exists()
+    (machine.root / "fails").unlink()
+    assert machine.setup("demo").returncode == 0
+
+
+def test_makes_a_venv_again_after_half_a_package(machine: Machine) -> None:
+    """pip was killed, or interrupted, before it wrote the package's RECORD."""
+    machine.add_python("python3", (3, 13))
+    machine.setup("demo")
+    package = machine.root / ".venv/lib/python3.13/site-packages/mypy-2.4.1.dist-info"
+    package.mkdir(parents=True)
+    (machine.root / "fails").write_text("install")
+    outcome = machine.setup("lint")
+    assert "pip was interrupted" in outcome.stderr
+    (machine.root / "fails").unlink()
+    machine.calls()
+    assert machine.setup("lint").returncode == 0
+    assert machine.calls()[0] == "venv .venv"
+    assert not package.exists()
+
+
+@pytest.mark.parametrize("make", ["directory", "file", "link"])
+def test_keeps_a_venv_that_it_did_not_make(machine: Machine, make: str) -> None:
+    machine.add_python("python3", (3, 13))
+    venv = machine.root / ".venv"
+    if make == "directory":
+        venv.mkdir()
+    elif make == "file":
+        venv.write_text("the name of an environment elsewhere")
+    else:
+        venv.symlink_to("nowhere")
+    outcome = machine.setup("demo")
+    assert outcome.returncode == 1
+    assert "was not made by scripts/setup; move or remove it" in outcome.stderr
+    assert venv.is_symlink() or venv.exists()
+
+
+def test_goes_back_to_earlier_pins(machine: Machine) -> None:
+    """An installation of other pins that failed may have changed packages."""
+    machine.add_python("python3", (3, 13))
+    machine.setup("demo")
+    pins = machine.root / "constraints.txt"
+    text = pins.read_text()
+    pins.write_text("")
+    (machine.root / "fails").write_text("install")
+    machine.setup("demo")
+    pins.write_text(text)
+    (machine.root / "fails").unlink()
+    machine.calls()
+    machine.setup("demo")
+    assert installed_groups(machine.calls()) == ["demo"]
+
+
+def test_needs_no_packages_of_the_service_for_the_lock(machine: Machine) -> None:
+    """scripts/lock runs after a pin was changed, when constraints.txt has the old one."""
+    machine.add_python("python3", (3, 13))
+    machine.setup("lock")
+    assert not any("--editable" in call for call in machine.calls())
+    machine.setup("demo")
+    assert any("--editable ." in call for call in machine.calls())
+
+
+def test_ignores_variables_that_send_packages_elsewhere(machine: Machine) -> None:
+    command = machine.add_python("python3", (3, 13))
+    code = command.with_suffix(".py")
+    code.write_text(
+        code.read_text().replace("print(*sys.argv[2:]", "print(os.environ, *sys.argv[2:]")
+    )
+    machine.setup("demo", PIP_TARGET="/elsewhere", PYTHONPATH="/elsewhere", CDPATH="/")
+    assert not any("elsewhere" in call for call in machine.calls())
 
 
 def test_keeps_a_venv_when_pip_fails(machine: Machine) -> None:
