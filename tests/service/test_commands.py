@@ -396,3 +396,20 @@ def test_emulator_ends_with_the_process_that_started_it() -> None:
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert children
+
+
+@pytest.mark.parametrize(
+    ("inputs", "others", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (5, 0, 5)]
+)
+def test_quick_lane_fails_if_either_process_of_pytest_fails(
+    tmp_path: Path, inputs: int, others: int, status: int
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "test", tmp_path / "scripts" / "test")
+    pytest_script = f'case "$*" in *--ignore*) exit {others} ;; *) exit {inputs} ;; esac'
+    for name, script in (("scripts/setup", ""), (".venv/bin/python", pytest_script)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run([tmp_path / "scripts" / "test", "--quick"], check=False, timeout=60)
+    assert done.returncode == status
