@@ -68,11 +68,8 @@ def check(suite: str) -> list[tuple[str, float, float]]:
 
 def main() -> None:
     """Check each Debian that is asked for, and print the table."""
-    lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(
-        description=lines[0],
-        epilog="\n".join(lines[1:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--suite", choices=SUITES, help="release of Debian to check (default: each)"

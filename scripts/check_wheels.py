@@ -168,11 +168,8 @@ def _report(platform: Platform, python: str) -> dict[str, str] | str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for each platform and Python. Return 1 if a wheel is missing, else 0."""
-    lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(
-        description=lines[0],
-        epilog="\n".join(lines[1:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--platform",

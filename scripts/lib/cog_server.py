@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,18 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(
             f"port {port} cannot be used: {error.strerror}; choose another with --port N"
         ) from None
+
+
+def new_directory() -> Path:
+    """Return the path of a directory for a server, which does not exist yet.
+
+    Cog 0.23.1 makes sockets below TMPDIR, but not on Linux, where they have no files (coglet:
+    bridge/transport.rs). macOS allows them 103 bytes of path, too few below many checkouts.
+    """
+    name = uuid.uuid4().hex[:8]
+    if sys.platform == "linux":
+        return CACHE / f"server-{name}"
+    return Path(tempfile.gettempdir(), f"clip-embed-{name}")
 
 
 def venv_path() -> str:
@@ -124,7 +137,7 @@ class CogServer:
         self.directory = Path()
 
     def __enter__(self) -> CogServer:
-        self.directory = CACHE / f"server-{uuid.uuid4().hex}"
+        self.directory = new_directory()
         # Before the directory is made, so that it is removed even if this process is killed.
         self._guard = ProcessGuard(str(self.directory))
         (self.directory / ".cog").mkdir(parents=True)
@@ -160,7 +173,8 @@ class CogServer:
                 self.process.wait(10)
         finally:
             # The worker is in the same process group, and may outlive the server.
-            with contextlib.suppress(ProcessLookupError):
+            # macOS answers EPERM for a group of processes that have all ended.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             shutil.rmtree(self.directory, ignore_errors=True)

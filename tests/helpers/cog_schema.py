@@ -50,7 +50,7 @@ def _input(source: str, order: int, argument: ast.arg, default: ast.expr) -> Sch
         ):
             options = {str(keyword.arg): _value(source, keyword.value) for keyword in keywords}
         case _:
-            raise NotImplementedError(f"the input {argument.arg}")
+            raise ValueError(f"{argument.arg} is not declared as TYPE | None = Input(…)")
     assert options.keys() <= {"default", "description", "accept"}
     assert options["default"] is None
     return {
@@ -87,7 +87,7 @@ def _output(annotation: ast.expr) -> Schema:
                 case ast.Subscript(ast.Name("list")):
                     return {"type": "array", "items": {"type": "object"}}
             return {"type": "object"}
-    raise NotImplementedError(ast.unparse(annotation))
+    raise ValueError(f"no rule here for the annotation {ast.unparse(annotation)}")
 
 
 # --- what is the same for every predictor ----------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.lib import needs
+from scripts.lib import cog_server, needs
 from scripts.lib.needs import packages_of
 from tests.helpers.commands import PYTHON_COMMANDS
 from tests.helpers.paths import ROOT
@@ -94,3 +94,12 @@ def test_missing_module_of_the_project_is_a_bug(module: str) -> None:
     """Its stack trace is not hidden."""
     with pytest.raises(ModuleNotFoundError), packages_of("search"):
         raise ModuleNotFoundError(name=f"{module}.no_such_module")
+
+
+def test_sockets_of_a_server_have_short_paths_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere than on Linux Cog makes them below TMPDIR, and macOS allows 103 bytes."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("tempfile.tempdir", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")
+    monkeypatch.setattr(cog_server, "CACHE", ROOT / ("x" * 60))
+    socket = cog_server.new_directory() / "tmp" / "coglet-99999" / "slot-63.sock"
+    assert len(str(socket)) <= 103
