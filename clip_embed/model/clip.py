@@ -41,9 +41,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def scaled(self, x: Tensor, product: float, bias: float) -> Tensor:
-        """Return product · x Wᵀ + bias · b in one call, for x: [N, C]."""
-        return torch.addmm(self.bias, x, self.weight.t(), alpha=product, beta=bias)
+    def scaled(self, x: Tensor, factor: float) -> Tensor:
+        """Return factor · x Wᵀ + b in one call, for x: [N, C]."""
+        return torch.addmm(self.bias, x, self.weight.t(), alpha=factor)
 
 
 class LayerNorm(nn.Module):
@@ -68,15 +68,25 @@ class Packing:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         """lengths: tokens of each text, B of them, none zero."""
         self.shape = len(lengths), max(lengths)
-        positions = [torch.arange(length) for length in lengths]
-        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        columns = torch.cat(positions)
+        counts = torch.tensor(lengths)
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+        columns = torch.cat([torch.arange(length) for length in lengths])
         self.columns = columns.to(device)  # int64 [N], position of each token in its text
-        self.last = (torch.tensor(lengths).cumsum(0) - 1).to(device)  # int64 [B]
+        self.ends = (counts - 1).to(device)  # int64 [B], position of each end-of-text in its text
+        self._starts = (counts.cumsum(0) - counts).to(device)  # int64 [B], of each text in [N]
         # int64 [N], position of each token in [B · L]; None if it is the same as in [N]
         self._flat = None
         if len(columns) < self.shape[0] * self.shape[1]:
             self._flat = (rows * self.shape[1] + columns).to(device)
+
+    def at_ends(self, x: Tensor) -> Tensor:
+        """Return the rows of the end-of-text tokens, [B, C], from [N, C]."""
+        return x.index_select(0, self._starts + self.ends)
+
+    def keys_until_ends(self) -> Tensor:
+        """Return which keys an end-of-text token attends to: bool [B, 1, 1, L]."""
+        keys = torch.arange(self.shape[1], device=self.ends.device)
+        return (keys <= self.ends.unsqueeze(1)).view(self.shape[0], 1, 1, -1)
 
     def pad(self, x: Tensor) -> Tensor:
         """Convert [N, C] to [B, L, C], with zeros for padding."""
@@ -103,16 +113,29 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | None) -> Tensor:
         # [B, L, W], or [N, W] if packed
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        if packing is not None:
-            qkv = packing.pad(qkv)
-        batch, length, width = qkv.shape[0], qkv.shape[1], x.shape[-1]
-        qkv = qkv.view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, W/H]
+        q, k, v = self._project(x, packing, slice(None)).unbind(0)
         # Texts are packed and attend causally; images are not packed and attend fully.
         x = F.scaled_dot_product_attention(q, k, v, is_causal=packing is not None)
-        x = x.transpose(1, 2).reshape(batch, length, width)
+        x = x.transpose(1, 2).flatten(2)  # [B, L, W]
         return self.out_proj(x if packing is None else packing.pack(x))  # type: ignore[no-any-return]
+
+    def pooled(self, x: Tensor, pooled: Tensor, packing: Packing | None) -> Tensor:
+        """Return what `forward` gives for the pooled tokens only: [B, W], from their rows of x."""
+        width = x.shape[-1]
+        q = F.linear(pooled, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        q = q.view(len(q), self.heads, 1, -1)  # [B, H, 1, W/H]
+        k, v = self._project(x, packing, slice(width, None)).unbind(0)
+        mask = None if packing is None else packing.keys_until_ends()
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(x.flatten(1))  # type: ignore[no-any-return]
+
+    def _project(self, x: Tensor, packing: Packing | None, rows: slice) -> Tensor:
+        """Return queries, keys and values, or those that `rows` selects: [3, B, H, L, W/H]."""
+        out = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        if packing is not None:
+            out = packing.pad(out)
+        out = out.view(*out.shape[:2], -1, self.heads, x.shape[-1] // self.heads)
+        return out.permute(2, 0, 3, 1, 4)
 
 
 class Mlp(nn.Module):
@@ -125,14 +148,22 @@ class Mlp(nn.Module):
         self.quick_gelu = quick_gelu
         self.c_proj = Linear(hidden, config.width)
 
+    def scale_bias(self) -> None:
+        """Prepare the loaded weights for `forward`, which computes QuickGELU, x · sigmoid(1.702 x),
+        as SiLU(1.702 x) / 1.702.
+
+        The matrix products apply both factors at no cost, so a single pass over the widest
+        activation is enough. The bias is multiplied here: on a GPU, a product with a factor for its
+        bias needs two more such passes.
+        """
+        if self.quick_gelu:
+            self.c_fc.bias = nn.Parameter(self.c_fc.bias * 1.702, requires_grad=False)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
-        # QuickGELU is x · sigmoid(1.702 x) = SiLU(1.702 x) / 1.702. The matrix products apply both
-        # factors at no cost, so a single pass over the widest activation is enough.
-        wide = self.c_fc.scaled(x.flatten(0, -2), 1.702, 1.702)
-        narrow = self.c_proj.scaled(F.silu(wide, inplace=True), 1 / 1.702, 1.0)
-        return narrow.view(x.shape)
+        wide = self.c_fc.scaled(x.flatten(0, -2), 1.702)
+        return self.c_proj.scaled(F.silu(wide, inplace=True), 1 / 1.702).view(x.shape)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -149,9 +180,26 @@ class ResidualAttentionBlock(nn.Module):
         x = x + self.attn(self.ln_1(x), packing)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
+    def pooled(self, x: Tensor, packing: Packing | None) -> Tensor:
+        """Return what `forward` gives for the pooled tokens only, [B, W].
+
+        These are the class tokens of images, and the end-of-text tokens of texts.
+        """
+        normed = self.ln_1(x)
+        if packing is None:
+            x, pooled = x[:, 0], normed[:, 0]
+        else:
+            x, pooled = packing.at_ends(x), packing.at_ends(normed)
+        x = x + self.attn.pooled(normed, pooled, packing)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
 
 class Transformer(nn.Module):
-    """A stack of blocks."""
+    """A stack of blocks, of whose output only the pooled tokens are used.
+
+    So the last block is computed for these alone, except for keys and values: one in 14 of all
+    operations less for a text, and one in 28 for an image.
+    """
 
     def __init__(self, config: TowerConfig, quick_gelu: bool) -> None:
         super().__init__()
@@ -160,23 +208,27 @@ class Transformer(nn.Module):
         )
 
     def forward(self, x: Tensor, packing: Packing | None, depth: int | None = None) -> Tensor:
-        for block in self.resblocks[:depth]:
+        # [B, L, W], or [N, W] if packed -> [B, W]
+        blocks = list(self.resblocks)[:depth]
+        for block in blocks[:-1]:
             x = block(x, packing)
-        return x
+        return blocks[-1].pooled(x, packing)  # type: ignore[no-any-return, operator]
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride equals its kernel size: one vector per patch."""
+    """One vector per patch: a convolution whose stride equals its kernel size, computed as the
+    matrix product that it is."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
         self.weight = _empty_parameter(width, 3, patch_size, patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # [B, 3, S, S] -> [B, W, S/p, S/p] -> [B, P - 1, W]
-        return (
-            F.conv2d(pixels, self.weight, stride=self.weight.shape[-1]).flatten(2).transpose(1, 2)
-        )
+        size = self.weight.shape[-1]
+        side = pixels.shape[-1] // size
+        x = pixels.view(len(pixels), 3, side, size, side, size)  # [B, 3, S/p, p, S/p, p]
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), side * side, -1)  # [B, P - 1, 3 · p · p]
+        return F.linear(x, self.weight.flatten(1))  # [B, P - 1, W]
 
 
 class VisionTower(nn.Module):
@@ -195,12 +247,12 @@ class VisionTower(nn.Module):
         self.proj = _empty_parameter(width, config.embed_dim)
 
     def forward(self, pixels: Tensor, depth: int | None) -> Tensor:
-        x = self.conv1(pixels)
-        class_token = self.class_embedding.expand(len(x), 1, -1)
-        x = torch.cat([class_token, x], dim=1)  # [B, P, W]
-        x = self.ln_pre(x + self.positional_embedding)
-        x = self.transformer(x, None, depth)
-        return self.ln_post(x[:, 0]) @ self.proj  # type: ignore[no-any-return]  # [B, D]
+        patches = self.conv1(pixels)
+        x = patches.new_empty(len(pixels), *self.positional_embedding.shape)  # [B, P, W]
+        x[:, 0] = self.class_embedding + self.positional_embedding[0]
+        torch.add(patches, self.positional_embedding[1:], out=x[:, 1:])
+        x = self.transformer(self.ln_pre(x), None, depth)  # [B, W]
+        return self.ln_post(x) @ self.proj  # type: ignore[no-any-return]  # [B, D]
 
 
 class Clip(nn.Module):
@@ -233,7 +285,7 @@ class Clip(nn.Module):
         ]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use `tensors` as parameters, without copying them.
+        """Use `tensors` as parameters, without copying them, but for a few biases.
 
         Raises ModelError, which names the first few tensors that are missing, unknown or of another
         shape; the network is then unchanged.
@@ -245,6 +297,9 @@ class Clip(nn.Module):
                 " model again with scripts/publish_weights.py"
             )
         self.load_state_dict(tensors, strict=True, assign=True)
+        for module in self.modules():
+            if isinstance(module, Mlp):
+                module.scale_bias()
 
     def encode_image(self, pixels: Tensor, depth: int | None = None) -> Tensor:
         """Return the projected features of images, [B, D], not normalized.
@@ -263,8 +318,7 @@ class Clip(nn.Module):
         """
         x = self.token_embedding(tokens)  # [N, W]
         x = x + self.positional_embedding[packing.columns]
-        x = self.transformer(x, packing)
-        x = x[packing.last]  # [B, W]
+        x = self.transformer(x, packing)  # [B, W]
         return self.ln_final(x) @ self.text_projection  # type: ignore[no-any-return]
 
 
