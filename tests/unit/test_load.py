@@ -303,7 +303,13 @@ def test_load_on_gpu_equals_the_source(
     loaded = load.load_tensors(order(blocks_of(shard)), torch.device("cuda"), dtype)
     plain = {name: tensor.as_subclass(torch.Tensor) for name, tensor in loaded.items()}
     assert_same(plain, source, dtype)
-    assert gpu.copies == 6
+
+
+def test_tensors_on_gpu_are_aligned(gpu: FakeGpu, shard: bytes) -> None:
+    """In the file they are not, and matrix products of misaligned operands are slow."""
+    loaded = load.load_tensors(blocks_of(shard), torch.device("cuda"), torch.float16)
+    starts = [tensor.data_ptr() for name, tensor in loaded.items() if name.startswith("half.l")]
+    assert [(start - min(starts)) % 256 for start in starts] == [0, 0]
 
 
 def test_pinned_ring_reuses_a_slot_only_after_its_copy(gpu: FakeGpu) -> None:
@@ -312,18 +318,20 @@ def test_pinned_ring_reuses_a_slot_only_after_its_copy(gpu: FakeGpu) -> None:
     rounds = 3 * ring.SLOTS
     target = torch.empty(rounds * 5, dtype=torch.uint8, device="cuda")
     for number in range(rounds):
-        ring.send(memoryview(bytes([number] * 5)), target[number * 5 : number * 5 + 5])
+        with ring.stage(memoryview(bytes([number] * 5))) as staged:
+            target[number * 5 : number * 5 + 5].copy_(staged, non_blocking=True)
         assert gpu.waits == max(0, number + 1 - ring.SLOTS)
         assert len(gpu.pending) == min(number + 1, ring.SLOTS)
     torch.cuda.synchronize()
     assert target.tolist() == [number for number in range(rounds) for _ in range(5)]
 
 
-def test_pinned_ring_does_not_read_the_data_after_send(gpu: FakeGpu) -> None:
+def test_pinned_ring_does_not_read_the_data_later(gpu: FakeGpu) -> None:
     ring = load._PinnedRing()
     target = torch.empty(3, dtype=torch.uint8, device="cuda")
     data = bytearray(b"abc")
-    ring.send(memoryview(data), target)
+    with ring.stage(memoryview(data)) as staged:
+        target.copy_(staged, non_blocking=True)
     data[:] = b"xyz"
     torch.cuda.synchronize()
     assert bytes(target.tolist()) == b"abc"
