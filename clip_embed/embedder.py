@@ -1,28 +1,39 @@
-"""Embed preprocessed inputs. Owns the network, its warm-up and its self-test.
+"""Embed preprocessed inputs. Owns the network, its warm-up, its self-test and its failures.
 
 Independent of files, Cog and requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip_embed.errors import EmbeddingError
+from clip_embed.errors import DeviceLostError, EmbeddingError
 from clip_embed.inputs.preprocess import Pixels, PreprocessConfig
 from clip_embed.inputs.tokenizer import Tokens
 from clip_embed.model.clip import Clip, Packing
 from clip_embed.model.config import read_config
+from clip_embed.model.cuda_graphs import ClipGraphs
 
+log = logging.getLogger("clip_embed.embedder")
+
+Input = TypeVar("Input")
 Vectors = npt.NDArray[np.float32]
 
 
 class Embedder:
-    """The network on its device. Not thread-safe: one caller at a time (`batching.py`)."""
+    """The network on its device. For one thread (`batching.py`): on a GPU, the one of `warm_up`.
+
+    use_graphs: on a GPU, replay CUDA graphs once `warm_up` has captured them. The plain network,
+    several times slower for small batches, gives the same vectors but for rounding.
+    """
 
     def __init__(self, model: Clip, preprocess_config: PreprocessConfig) -> None:
         self.config = model.config
@@ -31,6 +42,9 @@ class Embedder:
         parameter = next(model.parameters())
         self.device = parameter.device
         self.dtype = parameter.dtype
+        self.use_graphs = True
+        self._graphs: ClipGraphs | None = None
+        self._lost: str | None = None
         self._mean = torch.tensor(preprocess_config.mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(preprocess_config.std, device=self.device).view(3, 1, 1)
 
@@ -45,25 +59,74 @@ class Embedder:
         model.load(tensors)
         return cls(model, preprocess_config)
 
-    @torch.inference_mode()
     def embed_texts(self, texts: Sequence[Tokens]) -> Vectors:
         """Return float32 [B, D], one row per text, not normalized.
 
-        Raises EmbeddingError if a value is not finite.
+        Raises EmbeddingError if a value is not finite or the GPU has failed.
         """
-        packing = Packing([text.eot_index + 1 for text in texts], self.device)
-        ids = np.concatenate([text.ids[: text.eot_index + 1] for text in texts])
-        features = self._model.encode_text(torch.from_numpy(ids).to(self.device), packing)
-        return _finish(features)
+        return self._embed(self._encode_texts, texts)
 
-    @torch.inference_mode()
     def embed_images(self, images: Sequence[Pixels]) -> Vectors:
         """Return float32 [B, D], one row per image, not normalized.
 
-        Raises EmbeddingError if a value is not finite.
+        Raises EmbeddingError if a value is not finite or the GPU has failed.
         """
-        batch = torch.from_numpy(np.stack([image.array for image in images]))
-        return _finish(self._model.encode_image(self.normalize_pixels(batch)))
+        return self._embed(self._encode_images, images)
+
+    @torch.inference_mode()
+    def _embed(
+        self, encode: Callable[[Sequence[Input]], Vectors], inputs: Sequence[Input]
+    ) -> Vectors:
+        """Return `encode(inputs)`, in two halves if the GPU has no memory for all at once."""
+        if self._lost:
+            raise DeviceLostError(self._lost)
+        try:
+            return _check_finite(encode(inputs))
+        except torch.OutOfMemoryError as error:
+            if len(inputs) == 1:
+                raise EmbeddingError(
+                    "the GPU has no memory left for a single input; another process may hold it:"
+                    " try again, or see `nvidia-smi`"
+                ) from error
+        except RuntimeError as error:
+            self._raise_if_lost(error)
+            raise
+        # Outside of `except`: the error keeps the tensors of its stack alive.
+        torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        log.warning("out of GPU memory: a batch of %d is embedded in halves", len(inputs))
+        return np.concatenate(
+            [self._embed(encode, inputs[:half]), self._embed(encode, inputs[half:])]
+        )
+
+    def _raise_if_lost(self, error: RuntimeError) -> None:
+        """Raise DeviceLostError, now and for every later call, if `error` has ended the GPU's work.
+
+        After such an error, as of an illegal memory access or of hardware, CUDA refuses every
+        call until the process ends.
+        """
+        if message := _error_of_lost_device(self.device):
+            self._lost = (
+                f"the GPU has failed ({message}), and this process cannot use it again: restart the"
+                " service; if it fails again, check the GPU with `nvidia-smi` and `dmesg`"
+            )
+            log.error("%s", self._lost)
+            raise DeviceLostError(self._lost) from error
+
+    def _encode_texts(self, texts: Sequence[Tokens]) -> Vectors:
+        ids = [text.ids[: text.eot_index + 1] for text in texts]
+        if self._graphs and self.use_graphs:
+            return self._graphs.encode_texts(ids)
+        packing = Packing([len(each) for each in ids], self.device)
+        packed = torch.from_numpy(np.concatenate(ids)).to(self.device)
+        return _to_host(self._model.encode_text(packed, packing))
+
+    def _encode_images(self, images: Sequence[Pixels]) -> Vectors:
+        arrays = [image.array for image in images]
+        if self._graphs and self.use_graphs:
+            return self._graphs.encode_images(arrays)
+        batch = torch.from_numpy(np.stack(arrays))
+        return _to_host(self._model.encode_image(self.normalize_pixels(batch)))
 
     def normalize_pixels(self, batch: Tensor) -> Tensor:
         """Normalize pixels with the model's mean and standard deviation.
@@ -77,49 +140,84 @@ class Embedder:
         values = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         return values.to(self.dtype)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Run known inputs, so that the first prediction is as fast as any other: this starts
-        thread pools, and loads kernels and memory.
+        thread pools, and loads kernels and memory. On a GPU, capture CUDA graphs first.
 
-        Their vectors are kept for `is_healthy`.
+        The vectors of the known inputs are kept for `is_healthy`.
         """
+        if self.device.type == "cuda":
+            self._capture_graphs()
         self._known = self._embed_known()
 
     def is_healthy(self) -> bool:
         """Return whether the known inputs still give the vectors of `warm_up`, which comes first.
 
         Detects a device that computes garbage, and overwritten weights, though not every wrong bit:
-        a cosine similarity below 0.9999 is more than rounding explains.
+        a cosine similarity below 0.9999 is more than rounding explains. Raises DeviceLostError if
+        the GPU has failed.
         """
         try:
             pairs = zip(self._known, self._embed_known(), strict=True)
             return all(_cosine(old, new) > 0.9999 for old, new in pairs)
+        except DeviceLostError:
+            raise
         except EmbeddingError:
             return False
 
+    def _capture_graphs(self) -> None:
+        try:
+            started = time.perf_counter()
+            self._graphs = ClipGraphs(self._model, self.normalize_pixels)
+            log.info("CUDA graphs captured in %.2f s", time.perf_counter() - started)
+        except RuntimeError as error:
+            self._raise_if_lost(error)
+            first_line, _, _ = str(error).partition("\n")
+            log.warning("no CUDA graphs, so small batches are slower: %s", first_line)
+
     @torch.inference_mode()
     def _embed_known(self) -> tuple[Vectors, Vectors]:
-        """Return vectors [1, D] of a text, and of an image after one block of the image tower.
+        """Return vectors [1, D] of a text, and of an image.
 
-        One block is enough to warm up, because all are alike; on a CPU the other 23 would take most
-        of a second. The text tower, a twentieth of the work, runs completely.
+        On a CPU the image passes only two blocks of the image tower: the first is like all that
+        follow, and the last is shorter. The other 22 would take most of a second. The text tower, a
+        twentieth of the work, runs completely.
         """
         size = self.config.image_size
-        ramp = (torch.arange(size) % 256).to(torch.uint8).view(1, size, 1, 1)
-        pixels = self.normalize_pixels(ramp.expand(1, size, size, 3))
+        ramp = (np.arange(size) % 256).astype(np.uint8).reshape(size, 1, 1)
+        image = Pixels(np.ascontiguousarray(np.broadcast_to(ramp, (size, size, 3))), size, size)
         ids = np.arange(16, dtype=np.int64) % self.config.vocab_size
-        tokens = Tokens(ids, eot_index=15, truncated=False)
-        image = _finish(self._model.encode_image(pixels, depth=1))
-        return self.embed_texts([tokens]), image
+        text = Tokens(ids, eot_index=15, truncated=False)
+        if self.device.type == "cuda":
+            return self.embed_texts([text]), self.embed_images([image])
+        pixels = self.normalize_pixels(torch.from_numpy(image.array[np.newaxis]))
+        features = _to_host(self._model.encode_image(pixels, depth=2))
+        return self.embed_texts([text]), _check_finite(features)
 
 
 def _cosine(a: Vectors, b: Vectors) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def _finish(features: Tensor) -> Vectors:
-    """Copy to the host as float32. Raises EmbeddingError if a value is not finite."""
+def _error_of_lost_device(device: torch.device) -> str | None:
+    """Return the error with which CUDA refuses every call, None if the device still works."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _to_host(features: Tensor) -> Vectors:
     vectors: Vectors = features.float().cpu().numpy()
+    return vectors
+
+
+def _check_finite(vectors: Vectors) -> Vectors:
+    """Return `vectors`. Raises EmbeddingError if a value is not finite."""
     if not np.isfinite(vectors).all():
         raise EmbeddingError(
             "the network returned a value that is not finite; this should not happen with"

@@ -6,7 +6,7 @@ ClipEmbedError
 │   ├── TextError         the text cannot be tokenized
 │   └── ImageError        the file is not an image that is accepted
 │       └── DownloadError the image cannot be downloaded from its URL
-├── SettingError          an environment variable has an invalid value: setup fails
+├── SettingError          a setting is invalid, or impossible on this machine: setup fails
 ├── WeightsError          the weights cannot be loaded: setup fails, the message names the object
 │   ├── LocationError     CLIP_WEIGHTS is unset or malformed, or holds no model
 │   ├── AccessError       access is denied
@@ -14,7 +14,8 @@ ClipEmbedError
 │   ├── TransferError     the bytes did not arrive, after retries
 │   └── CorruptError      the bytes that arrived fail verification
 ├── ModelError            the published model is not one that this network implements: setup fails
-└── EmbeddingError        the network returned a value that is not finite
+└── EmbeddingError        the network returned a value that is not finite, or has no memory left
+    └── DeviceLostError   the GPU has failed; only a restart of the process may help
 
 TransientError stands outside: it is retried, and never reaches a user.
 """
@@ -49,7 +50,7 @@ class DownloadError(ImageError):
 
 
 class SettingError(ClipEmbedError, ValueError):
-    """An environment variable has an invalid value."""
+    """An environment variable has a value that is invalid, or impossible on this machine."""
 
 
 class WeightsError(ClipEmbedError):
@@ -93,4 +94,8 @@ class ModelError(ClipEmbedError):
 
 
 class EmbeddingError(ClipEmbedError):
-    """The network returned a value that is not finite."""
+    """The network returned a value that is not finite, or has no memory left for one input."""
+
+
+class DeviceLostError(EmbeddingError):
+    """The GPU has failed, and this process cannot use it again."""

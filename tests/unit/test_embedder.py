@@ -1,0 +1,261 @@
+"""The network on its device: CUDA graphs, and what happens when a GPU fails.
+
+There is no GPU here. Graphs are replaced by a fake that keeps their one property that matters: an
+output is computed from all rows of the inputs that were captured, at fixed addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import weights
+from clip_embed import embedder as embedder_module
+from clip_embed.embedder import Embedder
+from clip_embed.errors import DeviceLostError, EmbeddingError
+from clip_embed.inputs.preprocess import Pixels
+from clip_embed.inputs.tokenizer import Tokens
+from clip_embed.model import cuda_graphs
+from clip_embed.model.cuda_graphs import ClipGraphs
+from clip_embed.service import load_embedder
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Embedder:
+    with weights.pull(str(tiny_model)) as pull:
+        return load_embedder(pull, "cpu").embedder
+
+
+@pytest.fixture
+def embedder(loaded: Embedder) -> Embedder:
+    return Embedder(loaded._model, loaded.preprocess_config)
+
+
+def make_texts(*lengths: int) -> list[Tokens]:
+    """Return texts of so many tokens, all different."""
+    return [
+        Tokens(np.arange(row, row + length, dtype=np.int64), length - 1, truncated=False)
+        for row, length in enumerate(lengths)
+    ]
+
+
+def make_images(count: int, size: int) -> list[Pixels]:
+    generator = np.random.default_rng(0)
+    arrays = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return [Pixels(array, size, size) for array in arrays]
+
+
+class FakeGraph:
+    """Computes when it is replayed, from all rows of its inputs."""
+
+    replayed: ClassVar[list[int]] = []
+    """Rows of each replay."""
+
+    def __init__(
+        self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], pool: object
+    ) -> None:
+        self._function, self._inputs = function, inputs
+        self._output = function(*inputs)
+
+    def replay(self, *values: torch.Tensor) -> torch.Tensor:
+        for target, value in zip(self._inputs, values, strict=True):
+            target[: len(value)].copy_(value)
+        self._output.copy_(self._function(*self._inputs))
+        self.replayed.append(len(self._output))
+        return self._output[: len(values[0])]
+
+
+class FakeStream:
+    def __init__(self, device: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `ClipGraphs` run on a CPU."""
+
+    def allocate(graphs: object, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.full(shape, 77, dtype=dtype)
+
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", FakeGraph)
+    monkeypatch.setattr(FakeGraph, "replayed", [])
+    monkeypatch.setattr(ClipGraphs, "_page_locked", allocate)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+@pytest.fixture
+def with_graphs(embedder: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Embedder:
+    """Return an embedder that has captured a few graphs: all of them take a while on a CPU."""
+    monkeypatch.setattr(cuda_graphs, "IMAGE_BATCHES", (1, 4))
+    monkeypatch.setattr(cuda_graphs, "TEXT_BATCHES", (1, 4))
+    with torch.inference_mode():
+        embedder._capture_graphs()
+    FakeGraph.replayed.clear()
+    return embedder
+
+
+@pytest.mark.parametrize(
+    ("lengths", "replayed"),
+    [
+        pytest.param([5], [1], id="one"),
+        pytest.param([77], [1], id="the longest"),
+        pytest.param([16, 17, 32, 33], [4], id="several lengths"),
+        pytest.param([70, 3, 40, 2, 16, 9], [4, 4], id="more than a graph holds"),
+    ],
+)
+def test_graphs_give_the_vectors_of_the_plain_network_for_texts(
+    lengths: list[int], replayed: list[int], with_graphs: Embedder
+) -> None:
+    """In the given order, whatever was in the graph's memory before."""
+    texts = make_texts(*lengths)
+    with_graphs.embed_texts(make_texts(77, 77, 77, 77, 20, 20, 20, 20, 9, 9, 9, 9))
+    FakeGraph.replayed.clear()
+    vectors = with_graphs.embed_texts(texts)
+    assert FakeGraph.replayed == replayed
+    with_graphs.use_graphs = False
+    np.testing.assert_allclose(vectors, with_graphs.embed_texts(texts), atol=1e-5)
+    assert FakeGraph.replayed == replayed
+
+
+@pytest.mark.parametrize(("count", "replayed"), [(1, [1]), (3, [4]), (4, [4]), (6, [4, 4])])
+def test_graphs_give_the_vectors_of_the_plain_network_for_images(
+    count: int, replayed: list[int], with_graphs: Embedder
+) -> None:
+    images = make_images(count, with_graphs.config.image_size)
+    vectors = with_graphs.embed_images(images)
+    assert FakeGraph.replayed == replayed
+    with_graphs.use_graphs = False
+    np.testing.assert_allclose(vectors, with_graphs.embed_images(images), atol=1e-5)
+
+
+def test_vectors_do_not_change_with_the_next_call(with_graphs: Embedder) -> None:
+    """A graph's output is overwritten by its next replay."""
+    first = with_graphs.embed_texts(make_texts(5))
+    kept = first.copy()
+    with_graphs.embed_texts(make_texts(7))
+    assert (first == kept).all()
+
+
+def test_network_without_graphs_is_used_if_none_can_be_captured(
+    embedder: Embedder,
+    fake_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore advice")
+
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", fail)
+    with torch.inference_mode():
+        embedder._capture_graphs()
+    assert "no CUDA graphs, so small batches are slower: CUDA out of memory." in caplog.text
+    assert "More advice" not in caplog.text
+    assert embedder.embed_texts(make_texts(5)).shape == (1, 768)
+
+
+@contextlib.contextmanager
+def memory_for(embedder: Embedder, count: int) -> Iterator[list[int]]:
+    """Let the network of `embedder` run out of memory for more than `count` images."""
+    encode, batches = embedder._encode_images, []
+
+    def limited(images: Sequence[Pixels]) -> Any:
+        if len(images) > count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        batches.append(len(images))
+        return encode(images)
+
+    embedder._encode_images = limited  # type: ignore[method-assign]
+    yield batches
+    embedder._encode_images = encode  # type: ignore[method-assign]
+
+
+def test_batch_is_halved_until_it_fits(
+    embedder: Embedder, fake_gpu: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = make_images(7, embedder.config.image_size)
+    expected = embedder.embed_images(images)
+    with memory_for(embedder, 2) as batches:
+        np.testing.assert_allclose(embedder.embed_images(images), expected, atol=1e-5)
+    assert batches == [1, 2, 2, 2]
+    assert "out of GPU memory: a batch of 7 is embedded in halves" in caplog.text
+
+
+def test_one_input_without_memory_is_an_error_and_the_next_succeeds(
+    embedder: Embedder, fake_gpu: None
+) -> None:
+    [image] = make_images(1, embedder.config.image_size)
+    with memory_for(embedder, 0), pytest.raises(EmbeddingError, match="no memory left"):
+        embedder.embed_images([image])
+    assert embedder.embed_images([image]).shape == (1, 768)
+
+
+@pytest.fixture
+def failing(
+    embedder: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[bool], Embedder]]:
+    """Return an embedder whose network fails once; `lost`: the GPU fails for ever."""
+
+    def fail(lost: bool) -> Embedder:
+        embedder.warm_up()
+        encode = embedder._encode_texts
+
+        def encode_texts(texts: Sequence[Tokens]) -> Any:
+            embedder._encode_texts = encode  # type: ignore[method-assign]
+            raise torch.AcceleratorError("CUDA error: an illegal memory access\nMore advice")
+
+        def synchronize(device: object) -> None:
+            if lost:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access\nMore advice")
+
+        embedder._encode_texts = encode_texts  # type: ignore[method-assign]
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        monkeypatch.setattr(embedder, "device", torch.device("cuda"))
+        return embedder
+
+    return fail
+
+
+def test_lost_gpu_fails_every_call_and_the_health_check(
+    failing: Callable[[bool], Embedder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message says what failed and what to do. It is logged once."""
+    embedder = failing(True)
+    message = (
+        r"the GPU has failed \(CUDA error: an illegal memory access\), and this process cannot use"
+        " it again: restart the service"
+    )
+    for call in (
+        lambda: embedder.embed_texts(make_texts(5, 6)),
+        lambda: embedder.embed_images(make_images(1, 56)),
+        embedder.is_healthy,
+    ):
+        with pytest.raises(DeviceLostError, match=message):
+            call()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_error_of_a_gpu_that_works_is_not_taken_for_a_lost_one(
+    failing: Callable[[bool], Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = failing(False)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        embedder.embed_texts(make_texts(5))
+    monkeypatch.setattr(embedder, "device", torch.device("cpu"))
+    assert embedder.embed_texts(make_texts(5)).shape == (1, 768)
+    assert embedder.is_healthy()
+
+
+def test_a_lost_cpu_is_not_looked_for() -> None:
+    assert embedder_module._error_of_lost_device(torch.device("cpu")) is None
