@@ -31,8 +31,7 @@ def load_libraries() -> None:
     """Load the shared libraries of torch while other threads run Python.
 
     If they cannot be loaded, `import torch` reports why. On macOS their names end in .dylib, and
-    `import torch` loads them. Not for a process that will use a GPU: torch chooses the order of
-    CUDA's libraries with more care.
+    `import torch` loads them.
     """
     package = importlib.util.find_spec("torch")
     if package is None or not package.origin:
