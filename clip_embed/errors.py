@@ -14,8 +14,9 @@ ClipEmbedError
 │   ├── TransferError     the bytes did not arrive, after retries
 │   └── CorruptError      the bytes that arrived fail verification
 ├── ModelError            the published model is not one that this network implements: setup fails
-└── EmbeddingError        the network returned a value that is not finite, or has no memory left
-    └── DeviceLostError   the GPU has failed; only a restart of the process may help
+└── EmbeddingError        the network returned a value that is not finite
+    └── DeviceError       the GPU has no memory left, not even for one input
+        └── DeviceLostError   the GPU has failed; only a restart of the process may help
 
 TransientError stands outside: it is retried, and never reaches a user.
 """
@@ -94,8 +95,12 @@ class ModelError(ClipEmbedError):
 
 
 class EmbeddingError(ClipEmbedError):
-    """The network returned a value that is not finite, or has no memory left for one input."""
+    """The network returned a value that is not finite."""
 
 
-class DeviceLostError(EmbeddingError):
+class DeviceError(EmbeddingError):
+    """The GPU has no memory left for one input; the input is not at fault."""
+
+
+class DeviceLostError(DeviceError):
     """The GPU has failed, and this process cannot use it again."""

@@ -1,8 +1,8 @@
 """Replay forward passes on a GPU as CUDA graphs.
 
-A forward pass is some 100 to 250 small kernels. Launched one by one from Python, a lone text takes
-six times as long as the GPU works on it. A graph is captured once for each shape, and replayed with
-one launch. Inputs are padded to the next larger shape.
+A forward pass is some 100 to 250 small kernels. Launched one by one from Python, those of a lone
+text take six times as long as the GPU needs for them. A graph is captured once for each shape, and
+replayed with one launch. Inputs are padded to the next larger shape.
 
 The same vectors come from `Clip` without this module, later.
 Source: PyTorch documentation, "CUDA semantics", CUDA graphs.
@@ -10,6 +10,7 @@ Source: PyTorch documentation, "CUDA semantics", CUDA graphs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,18 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip_embed.model.clip import Clip, Packing
 
 IMAGE_BATCHES = (1, 2, 4, 8, 16)
-"""Images per graph. More images run as several graphs: with 16 a GPU is busy."""
+"""Images per graph. More images run as several graphs: 16 keep a GPU busy."""
 
 TEXT_BATCHES = (1, 8, 16, 32, 64)
-TEXT_LENGTHS = (16, 32, 77)
-"""Tokens of each text; the context length of the model replaces the last one."""
-
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+TEXT_LENGTHS = (16, 32)
+"""Tokens of each text, beside the context length of the model."""
 
 Pixels = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -38,32 +36,49 @@ Pool = Any
 
 
 class CudaGraph:
-    """A function of tensors of fixed shapes, captured. All graphs must use one stream."""
+    """A function of tensors of fixed shapes, captured. All graphs use one stream, in one thread.
+
+    inputs: one NumPy array each, in page-locked memory, written by the caller before `launch`.
+    output: the same, read by the caller after `wait`.
+    """
 
     def __init__(
         self, function: Callable[..., Tensor], inputs: Sequence[Tensor], pool: Pool
     ) -> None:
-        """Capture `function(*inputs)`. pool: memory that is shared with other graphs."""
-        self._inputs = inputs
-        function(*inputs)  # loads kernels and allocates workspaces, which a capture must not do
+        """Capture `function(*inputs)` and the copies from and to page-locked memory.
+
+        inputs: on the GPU. pool: GPU memory that is shared with other graphs.
+        """
+        # The graph reads and writes this memory whenever it runs, so it must not be released; nor
+        # may tensors in the scope of `function`.
+        self._function, self._inputs = function, inputs
+        self._staged = [page_locked(*each.shape, dtype=each.dtype) for each in inputs]
+        # Called once before: a capture must not load kernels, or allocate workspaces.
+        self._result = page_locked(*function(*inputs).shape, dtype=torch.float32)
+        self.inputs = [staged.numpy() for staged in self._staged]
+        self.output = self._result.numpy()
         torch.cuda.current_stream().synchronize()
+        self._finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._graph = torch.cuda.CUDAGraph()
         self._graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
-            self._output = function(*inputs)
+            self._run()
         finally:
             self._graph.capture_end()
 
-    def replay(self, *values: Tensor) -> Tensor:
-        """Return the output for `values`, which replace the first rows of each input.
+    def _run(self) -> None:
+        for target, staged in zip(self._inputs, self._staged, strict=True):
+            target.copy_(staged, non_blocking=True)
+        self._result.copy_(self._function(*self._inputs), non_blocking=True)
 
-        values: B rows each, in page-locked memory. The output, B rows, is overwritten by the next
-        replay.
-        """
-        for target, value in zip(self._inputs, values, strict=True):
-            target[: len(value)].copy_(value, non_blocking=True)
+    def launch(self) -> None:
+        """Start to compute `output`. Returns at once; `inputs` must not change until `wait`."""
         self._graph.replay()
-        return self._output[: len(values[0])]
+        self._finished.record()
+
+    def wait(self) -> None:
+        """Wait for the last launch."""
+        self._finished.synchronize()
 
 
 class ClipGraphs:
@@ -77,67 +92,85 @@ class ClipGraphs:
         self._model = model
         self._normalize_pixels = normalize_pixels
         self._device = model.logit_scale.device
-        torch.cuda.synchronize(self._device)  # the weights come from another stream
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._images: dict[int, CudaGraph] = {}
-        self._texts: dict[tuple[int, int], CudaGraph] = {}
         context_length = model.config.context_length
         self._lengths = [n for n in TEXT_LENGTHS if n < context_length] + [context_length]
+        torch.cuda.synchronize(self._device)  # the weights come from another stream
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(self._stream):
             # The largest first: the others find room in its memory.
-            for batch in sorted(IMAGE_BATCHES, reverse=True):
-                self._images[batch] = self._capture_image_graph(batch, pool)
-            for length in sorted(self._lengths, reverse=True):
-                for batch in sorted(TEXT_BATCHES, reverse=True):
-                    self._texts[batch, length] = self._capture_text_graph(batch, length, pool)
+            self._images = {
+                batch: self._capture(batch, IMAGE_BATCHES, self._image_graph, pool)
+                for batch in reversed(IMAGE_BATCHES)
+            }
+            self._texts = {
+                (batch, length): self._capture(batch, TEXT_BATCHES, self._text_graph, length, pool)
+                for length in reversed(self._lengths)
+                for batch in reversed(TEXT_BATCHES)
+            }
 
     def encode_images(self, images: Sequence[Pixels]) -> Vectors:
         """Return the projected features of images [S, S, 3], float32 [B, D]."""
-        vectors = self._page_locked(len(images), self._model.config.embed_dim)
-        with torch.cuda.stream(self._stream):
-            for rows in _split(len(images), IMAGE_BATCHES[-1]):
-                some = images[rows]
-                graph = self._images[_at_least(len(some), IMAGE_BATCHES)]
-                # torch uses this memory again, but not before it has been copied.
-                staged = self._page_locked(len(some), *some[0].shape, dtype=torch.uint8)
-                np.stack(some, out=staged.numpy())
-                vectors[rows].copy_(graph.replay(staged), non_blocking=True)
-            self._stream.synchronize()
-        return vectors.numpy().copy()
+
+        def launch(rows: slice) -> CudaGraph:
+            some = images[rows]
+            graph = next(self._images[_at_least(len(some), IMAGE_BATCHES)])
+            np.stack(some, out=graph.inputs[0][: len(some)])
+            graph.launch()
+            return graph
+
+        return self._run(len(images), IMAGE_BATCHES[-1], launch)
 
     def encode_texts(self, texts: Sequence[Ids]) -> Vectors:
         """Return the projected features of texts, float32 [B, D].
 
         texts: each up to its end-of-text token, at most context_length of them.
         """
-        vectors = self._page_locked(len(texts), self._model.config.embed_dim)
         # Texts of similar lengths run together.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        with torch.cuda.stream(self._stream):
-            for rows in _split(len(texts), TEXT_BATCHES[-1]):
-                some = [texts[row] for row in order[rows]]
-                length = _at_least(len(some[-1]), self._lengths)
-                graph = self._texts[_at_least(len(some), TEXT_BATCHES), length]
-                ids, ends = self._pad(some, length)
-                vectors[rows].copy_(graph.replay(ids, ends), non_blocking=True)
-            self._stream.synchronize()
-        in_given_order = np.empty(vectors.shape, np.float32)
-        in_given_order[order] = vectors.numpy()
+
+        def launch(rows: slice) -> CudaGraph:
+            some = [texts[row] for row in order[rows]]
+            length = _at_least(len(some[-1]), self._lengths)
+            graph = next(self._texts[_at_least(len(some), TEXT_BATCHES), length])
+            ids, ends = graph.inputs
+            for row, text in enumerate(some):
+                # What follows in the row stays: attention is causal.
+                ids[row, : len(text)] = text
+                ends[row] = len(text) - 1
+            graph.launch()
+            return graph
+
+        vectors = self._run(len(texts), TEXT_BATCHES[-1], launch)
+        in_given_order = np.empty_like(vectors)
+        in_given_order[order] = vectors
         return in_given_order
 
-    def _pad(self, texts: Sequence[Ids], length: int) -> tuple[Tensor, Tensor]:
-        """Return ids [B, length] and the position of each end-of-text token [B]."""
-        ids = self._page_locked(len(texts), length, dtype=torch.int64)
-        ends = self._page_locked(len(texts), dtype=torch.int64)
-        rows = ids.numpy()
-        rows[:] = 0  # any token: attention is causal, and padding follows the text
-        for row, text in zip(rows, texts, strict=True):
-            row[: len(text)] = text
-        ends.numpy()[:] = [len(text) - 1 for text in texts]
-        return ids, ends
+    def _run(self, count: int, most: int, launch: Callable[[slice], CudaGraph]) -> Vectors:
+        """Return the outputs of `launch` for `count` rows, at most so many at a time.
 
-    def _capture_image_graph(self, batch: int, pool: Pool) -> CudaGraph:
+        While one graph runs, the inputs of the next are written.
+        """
+        vectors = np.empty((count, self._model.config.embed_dim), np.float32)
+        running: list[tuple[slice, CudaGraph]] = []
+        with torch.cuda.stream(self._stream):
+            for start in range(0, count, most):
+                rows = slice(start, min(start + most, count))
+                running.append((rows, launch(rows)))
+                if len(running) == 2:
+                    _collect(vectors, *running.pop(0))
+            _collect(vectors, *running.pop())
+        return vectors
+
+    def _capture(
+        self, batch: int, batches: Sequence[int], make: Callable[..., CudaGraph], *arguments: Any
+    ) -> Iterator[CudaGraph]:
+        """Return the graphs of one shape, in turn: two for the largest batch, of which one may be
+        running while the inputs of the other are written."""
+        copies = 2 if batch == batches[-1] else 1
+        return itertools.cycle([make(batch, *arguments) for _ in range(copies)])
+
+    def _image_graph(self, batch: int, pool: Pool) -> CudaGraph:
         size = self._model.config.image_size
         pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8, device=self._device)
 
@@ -146,21 +179,19 @@ class ClipGraphs:
 
         return CudaGraph(encode, [pixels], pool)
 
-    def _capture_text_graph(self, batch: int, length: int, pool: Pool) -> CudaGraph:
+    def _text_graph(self, batch: int, length: int, pool: Pool) -> CudaGraph:
         packing = Packing([length] * batch, self._device)
         ids = torch.zeros(batch, length, dtype=torch.int64, device=self._device)
 
         def encode(ids: Tensor, ends: Tensor) -> Tensor:
             return self._model.encode_text(ids.flatten(), packing).float()
 
-        # cuDNN's attention takes 50 ms to plan each new shape, and is no faster for short texts.
-        with sdpa_kernel(
-            [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        ):
-            return CudaGraph(encode, [ids, packing.ends], pool)
+        return CudaGraph(encode, [ids, packing.ends], pool)
 
-    def _page_locked(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+def page_locked(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Return zeros in host memory that the GPU reads and writes by itself."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
 
 def _at_least(count: int, sizes: Sequence[int]) -> int:
@@ -168,6 +199,7 @@ def _at_least(count: int, sizes: Sequence[int]) -> int:
     return next(size for size in sizes if size >= count)
 
 
-def _split(count: int, most: int) -> Iterator[slice]:
-    """Split `count` rows into parts of `most` rows and a rest."""
-    return (slice(start, min(start + most, count)) for start in range(0, count, most))
+def _collect(vectors: Vectors, rows: slice, graph: CudaGraph) -> None:
+    """Copy the output of a graph that was launched for `rows`."""
+    graph.wait()
+    vectors[rows] = graph.output[: rows.stop - rows.start]

@@ -3,7 +3,7 @@
 
 torch_import  import torch without what only tracing needs, its libraries preloaded
 prefault      populate memory for the weights during that import
-cuda_start    start CUDA during that import, and its libraries while the weights are copied
+cuda_start    start CUDA during that import, and cuBLAS while the weights are copied
 cpu_quota     how many CPUs a container may use
 timing        seconds per stage, for the log
 """

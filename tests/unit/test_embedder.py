@@ -1,16 +1,18 @@
 """The network on its device: CUDA graphs, and what happens when a GPU fails.
 
-There is no GPU here. Graphs are replaced by a fake that keeps their one property that matters: an
-output is computed from all rows of the inputs that were captured, at fixed addresses.
+There is no GPU here. Graphs are replaced by a fake with the properties that matter: it computes
+late, and from all rows of inputs at fixed addresses. scripts/check_gpu.py checks the real ones.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,11 +21,10 @@ import torch
 import weights
 from clip_embed import embedder as embedder_module
 from clip_embed.embedder import Embedder
-from clip_embed.errors import DeviceLostError, EmbeddingError
+from clip_embed.errors import DeviceError, DeviceLostError
 from clip_embed.inputs.preprocess import Pixels
 from clip_embed.inputs.tokenizer import Tokens
 from clip_embed.model import cuda_graphs
-from clip_embed.model.cuda_graphs import ClipGraphs
 from clip_embed.service import load_embedder
 
 
@@ -53,42 +54,37 @@ def make_images(count: int, size: int) -> list[Pixels]:
 
 
 class FakeGraph:
-    """Computes when it is replayed, from all rows of its inputs."""
+    """Computes as late as CUDA may: when it is waited for, from all rows of its inputs."""
 
-    replayed: ClassVar[list[int]] = []
-    """Rows of each replay."""
+    launched: ClassVar[list[int]] = []
+    """Rows of each launch."""
 
     def __init__(
         self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], pool: object
     ) -> None:
         self._function, self._inputs = function, inputs
-        self._output = function(*inputs)
+        self.inputs = [np.zeros(each.shape, each.numpy().dtype) for each in inputs]
+        self.output = function(*inputs).numpy()
+        self._running = False
 
-    def replay(self, *values: torch.Tensor) -> torch.Tensor:
-        for target, value in zip(self._inputs, values, strict=True):
-            target[: len(value)].copy_(value)
-        self._output.copy_(self._function(*self._inputs))
-        self.replayed.append(len(self._output))
-        return self._output[: len(values[0])]
+    def launch(self) -> None:
+        assert not self._running, "launched again before its output was read"
+        self._running = True
+        self.launched.append(len(self.output))
 
-
-class FakeStream:
-    def __init__(self, device: object) -> None: ...
-
-    def synchronize(self) -> None: ...
+    def wait(self) -> None:
+        assert self._running
+        self._running = False
+        for target, staged in zip(self._inputs, self.inputs, strict=True):
+            target.copy_(torch.from_numpy(staged))
+        self.output[:] = self._function(*self._inputs).numpy()
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `ClipGraphs` run on a CPU."""
-
-    def allocate(graphs: object, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.full(shape, 77, dtype=dtype)
-
     monkeypatch.setattr(cuda_graphs, "CudaGraph", FakeGraph)
-    monkeypatch.setattr(FakeGraph, "replayed", [])
-    monkeypatch.setattr(ClipGraphs, "_page_locked", allocate)
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
@@ -102,50 +98,67 @@ def with_graphs(embedder: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda_graphs, "TEXT_BATCHES", (1, 4))
     with torch.inference_mode():
         embedder._capture_graphs()
-    FakeGraph.replayed.clear()
+    FakeGraph.launched.clear()
     return embedder
 
 
 @pytest.mark.parametrize(
-    ("lengths", "replayed"),
+    ("lengths", "launched"),
     [
         pytest.param([5], [1], id="one"),
         pytest.param([77], [1], id="the longest"),
         pytest.param([16, 17, 32, 33], [4], id="several lengths"),
-        pytest.param([70, 3, 40, 2, 16, 9], [4, 4], id="more than a graph holds"),
+        pytest.param([70, 3, 40, 2, 16, 9] * 3, [4] * 5, id="more than a graph holds"),
     ],
 )
 def test_graphs_give_the_vectors_of_the_plain_network_for_texts(
-    lengths: list[int], replayed: list[int], with_graphs: Embedder
+    lengths: list[int], launched: list[int], with_graphs: Embedder
 ) -> None:
-    """In the given order, whatever was in the graph's memory before."""
+    """In the given order, whatever is left in the graph's memory."""
     texts = make_texts(*lengths)
     with_graphs.embed_texts(make_texts(77, 77, 77, 77, 20, 20, 20, 20, 9, 9, 9, 9))
-    FakeGraph.replayed.clear()
+    FakeGraph.launched.clear()
     vectors = with_graphs.embed_texts(texts)
-    assert FakeGraph.replayed == replayed
+    assert FakeGraph.launched == launched
     with_graphs.use_graphs = False
     np.testing.assert_allclose(vectors, with_graphs.embed_texts(texts), atol=1e-5)
-    assert FakeGraph.replayed == replayed
+    assert FakeGraph.launched == launched
 
 
-@pytest.mark.parametrize(("count", "replayed"), [(1, [1]), (3, [4]), (4, [4]), (6, [4, 4])])
+@pytest.mark.parametrize(("count", "launched"), [(1, [1]), (3, [4]), (4, [4]), (13, [4, 4, 4, 1])])
 def test_graphs_give_the_vectors_of_the_plain_network_for_images(
-    count: int, replayed: list[int], with_graphs: Embedder
+    count: int, launched: list[int], with_graphs: Embedder
 ) -> None:
     images = make_images(count, with_graphs.config.image_size)
     vectors = with_graphs.embed_images(images)
-    assert FakeGraph.replayed == replayed
+    assert FakeGraph.launched == launched
     with_graphs.use_graphs = False
     np.testing.assert_allclose(vectors, with_graphs.embed_images(images), atol=1e-5)
 
 
 def test_vectors_do_not_change_with_the_next_call(with_graphs: Embedder) -> None:
-    """A graph's output is overwritten by its next replay."""
+    """A graph's output is overwritten by its next launch."""
     first = with_graphs.embed_texts(make_texts(5))
     kept = first.copy()
     with_graphs.embed_texts(make_texts(7))
     assert (first == kept).all()
+
+
+def test_graph_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels read the memory of every tensor that was used in the capture, without a reference
+    to it."""
+    monkeypatch.setattr(cuda_graphs, "page_locked", lambda *shape, dtype: torch.zeros(*shape))
+    for name in ("current_stream", "Event", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+
+    def make() -> tuple[cuda_graphs.CudaGraph, weakref.ref[torch.Tensor]]:
+        constant = torch.ones(3)
+        graph = cuda_graphs.CudaGraph(lambda x: x + constant, [torch.zeros(3)], (0, 0))
+        return graph, weakref.ref(constant)
+
+    graph, constant = make()
+    assert constant() is not None
+    assert graph.output.tolist() == [1, 1, 1]
 
 
 def test_network_without_graphs_is_used_if_none_can_be_captured(
@@ -196,7 +209,7 @@ def test_one_input_without_memory_is_an_error_and_the_next_succeeds(
     embedder: Embedder, fake_gpu: None
 ) -> None:
     [image] = make_images(1, embedder.config.image_size)
-    with memory_for(embedder, 0), pytest.raises(EmbeddingError, match="no memory left"):
+    with memory_for(embedder, 0), pytest.raises(DeviceError, match="no memory left"):
         embedder.embed_images([image])
     assert embedder.embed_images([image]).shape == (1, 768)
 
