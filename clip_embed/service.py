@@ -35,6 +35,7 @@ from clip_embed.inputs.image_url import (
 from clip_embed.inputs.preprocess import Pixels, preprocess_image
 from clip_embed.inputs.tokenizer import Tokenizer
 from clip_embed.metrics import Observer, make_observer
+from clip_embed.model.batch_limits import SERVICE_LIMITS
 from clip_embed.model.config import read_config
 from clip_embed.settings import Settings
 from clip_embed.startup import cuda_start, torch_import
@@ -62,20 +63,6 @@ FAIL_EARLY_SECONDS = 0.3
 
 HEALTH_CHECK_SECONDS = 1.0
 """How long a health-check result is cached. Checks that overlap are not merged."""
-
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """The largest batch of each kind. tokens: of all its texts, end-of-text included."""
-
-    tokens: int
-    images: int
-
-
-BATCH_LIMITS = {"cpu": BatchLimits(1024, 2), "cuda": BatchLimits(64 * 77, 16)}
-"""By device type. On a CPU: one or two seconds of work, since larger batches are hardly faster and
-delay the requests after them. On a GPU: the largest CUDA graphs, which keep it busy; an H100 takes
-2.5 ms for such texts and 6 ms for such images, and a larger batch gains nothing (docs/gpu.md)."""
 
 
 class PulledModel(Protocol):
@@ -164,7 +151,7 @@ def load_embedder(
         )
         from clip_embed.embedder import Embedder  # meanwhile
 
-        cuda_start.load_libraries(chosen)
+        cuda_start.load_cublas(chosen)
         embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
         timer.end_stage("load")
         return LoadedModel(embedder, tokenizer.result())
@@ -195,7 +182,7 @@ class Service:
             addresses=settings.image_urls,
         )
         self._downloader = ImageDownloader(limits, settings.user_agent)
-        largest = BATCH_LIMITS[embedder.device.type]
+        largest = SERVICE_LIMITS[embedder.device.type]
         self._texts = BatchQueue(
             observer.batches("text", embedder.embed_texts),
             largest.tokens,

@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 
 from clip_embed.batching import Batcher, BatchQueue
+from clip_embed.model.batch_limits import SERVICE_LIMITS
 from clip_embed.model.config import ClipConfig
-from clip_embed.service import BATCH_LIMITS
 from scripts.benchmarks.bucket import filled_bucket
 from scripts.benchmarks.captions import captions
 from scripts.benchmarks.cold_start import peer
@@ -247,7 +247,7 @@ def _overhead_of_batcher(folder: Path, calls: int) -> Section:
     embedder = model.embedder
     batcher = Batcher()
     texts = BatchQueue(
-        embedder.embed_texts, BATCH_LIMITS["cpu"].tokens, lambda tokens: tokens.eot_index + 1
+        embedder.embed_texts, SERVICE_LIMITS["cpu"].tokens, lambda tokens: tokens.eot_index + 1
     )
     direct_seconds, batcher_seconds = [], []
 

@@ -25,8 +25,8 @@ from PIL import Image
 
 import weights
 from clip_embed.inputs.preprocess import Pixels, preprocess_image
+from clip_embed.model.batch_limits import CATALOG_LIMITS
 from clip_embed.service import load_embedder
-from scripts.dataset.stages import IMAGES_PER_BATCH
 from scripts.lib.cog_server import CogServer
 from scripts.lib.gcs_emulator import gcs_emulator
 from scripts.lib.storage import Storage, open_storage
@@ -294,7 +294,7 @@ def check_throughput(images: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawn) as process:
             plain, encode = process.submit(run_plain_loop, f"gs://shop/p{images}").result()
-    print(f"plain loop, {IMAGES_PER_BATCH['cpu']} images per batch: {plain:.1f}/s")
+    print(f"plain loop, {CATALOG_LIMITS['cpu'].images} images per batch: {plain:.1f}/s")
     print(f"plain loop, images preprocessed beforehand: {encode:.1f}/s")
     print(
         f"speed: {rate / plain:.2f} of the plain loop, {rate / encode:.2f} of encoding alone;"
@@ -330,7 +330,7 @@ def run_plain_loop(location: str) -> tuple[float, float]:
     embedder.warm_up()
     storage = open_storage(location)
     names = list(storage.names())[:PLAIN_LOOP_IMAGES]
-    size = IMAGES_PER_BATCH["cpu"]
+    size = CATALOG_LIMITS["cpu"].images
     batches = [names[start : start + size] for start in range(0, len(names), size)]
     embedder.embed_images(list(read_images(storage, batches[0], embedder)))
     encode_seconds, started = 0.0, time.perf_counter()

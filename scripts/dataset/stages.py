@@ -22,9 +22,16 @@ import pyarrow.parquet as pq
 
 import weights
 from clip_embed.checkpoint.manifest import Manifest
-from clip_embed.errors import AccessError, EmbeddingError, InputError, WeightsError
+from clip_embed.errors import (
+    AccessError,
+    DeviceError,
+    EmbeddingError,
+    InputError,
+    WeightsError,
+)
 from clip_embed.inputs.preprocess import Pixels, PreprocessConfig, preprocess_image
 from clip_embed.inputs.tokenizer import Tokenizer, Tokens
+from clip_embed.model.batch_limits import CATALOG_LIMITS
 from clip_embed.service import load_embedder
 from clip_embed.settings import Settings
 from scripts.dataset.plan import (
@@ -44,11 +51,6 @@ if TYPE_CHECKING:
 READ_THREADS = 8
 """Files of a part that are read and decoded at the same time: a read waits for the network, and
 decoding releases the interpreter lock."""
-
-# Rows per forward pass. Larger than the service's batches, because no request waits for a row;
-# beyond these sizes a CPU gains nothing and a GPU is fully used.
-IMAGES_PER_BATCH = {"cpu": 8, "cuda": 64}
-TEXTS_PER_BATCH = {"cpu": 64, "cuda": 256}
 
 Vectors = npt.NDArray[np.float32]
 
@@ -215,16 +217,16 @@ def embed_part(embedder: Embedder, prepared: PreparedPart) -> EmbeddedPart:
     errors = list(prepared.errors)
     rows = [index for index, error in enumerate(errors) if error is None]
     vectors = np.zeros((len(errors), embedder.config.embed_dim), dtype=np.float32)
-    device = embedder.device.type
+    limits = CATALOG_LIMITS[embedder.device.type]
     inputs: Sequence[Any]
     if prepared.tokens is not None:
-        inputs, encode, limit = prepared.tokens, embedder.embed_texts, TEXTS_PER_BATCH[device]
+        inputs, encode, limit = prepared.tokens, embedder.embed_texts, limits.texts
         # Texts of similar length together: the longest text sets the cost of attention in a batch.
         order = sorted(range(len(inputs)), key=lambda index: inputs[index].eot_index)
     else:
         assert prepared.pixels is not None
         inputs = [Pixels(array, 0, 0) for array in prepared.pixels]
-        encode, limit = embedder.embed_images, IMAGES_PER_BATCH[device]
+        encode, limit = embedder.embed_images, limits.images
         order = list(range(len(inputs)))
     for start in range(0, len(order), limit):
         batch = order[start : start + limit]
@@ -242,6 +244,8 @@ def _embed_batch(
     """Set `vectors` or `errors` of `rows`, which are the indices of `inputs` in the part."""
     try:
         vectors[list(rows)] = encode(inputs)
+    except DeviceError:  # no fault of the inputs: the part is embedded again
+        raise
     except EmbeddingError as error:
         if len(inputs) == 1:
             errors[rows[0]] = str(error)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_embed.errors import EmbeddingError
+from clip_embed.errors import DeviceError, DeviceLostError, EmbeddingError
 from clip_embed.inputs.tokenizer import Tokens
 from scripts.dataset import plan as plans
 from scripts.dataset import stages
@@ -96,15 +96,34 @@ class PickyEmbedder:
     device = SimpleNamespace(type="cpu")
     embed_images = None
 
+    def __init__(self, error: EmbeddingError) -> None:
+        self._error = error
+
     def embed_texts(self, texts: list[Any]) -> Any:
         if any(text.eot_index == 7 for text in texts):
-            raise EmbeddingError("not finite")
+            raise self._error
         return np.array([[text.eot_index, 1] for text in texts], np.float32)
 
 
-def test_row_that_fails_in_the_network_does_not_affect_its_batch() -> None:
+@pytest.fixture
+def prepared() -> stages.PreparedPart:
+    """Four texts, of which the second could not be prepared."""
     tokens = [Tokens(np.zeros(1, np.int64), end, False) for end in (9, 7, 3)]
-    prepared = stages.PreparedPart(list("abcd"), [None, "bad", None, None], None, tokens)
-    embedded = stages.embed_part(PickyEmbedder(), prepared)
+    return stages.PreparedPart(list("abcd"), [None, "bad", None, None], None, tokens)
+
+
+def test_row_that_fails_in_the_network_does_not_affect_its_batch(
+    prepared: stages.PreparedPart,
+) -> None:
+    embedded = stages.embed_part(PickyEmbedder(EmbeddingError("not finite")), prepared)
     assert embedded.errors == [None, "bad", "not finite", None]
     assert embedded.vectors[:, 0].tolist() == [9, 0, 0, 3]
+
+
+@pytest.mark.parametrize("error", [DeviceError("no memory"), DeviceLostError("failed")])
+def test_gpu_that_fails_is_not_an_error_of_the_row(
+    error: DeviceError, prepared: stages.PreparedPart
+) -> None:
+    """The part is not finished, so the next run embeds it again."""
+    with pytest.raises(type(error)):
+        stages.embed_part(PickyEmbedder(error), prepared)
