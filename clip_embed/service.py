@@ -8,6 +8,7 @@ quick; `load_embedder` imports torch while the weights are being downloaded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -141,18 +142,20 @@ def load_embedder(
         import torch
 
         from clip_embed.checkpoint.load import load_tensors
-        from clip_embed.model.device import choose_device, choose_dtype
+        from clip_embed.model.device import check_memory, choose_device, choose_dtype, gpu_errors
 
         timer.end_stage("import torch")
         torch.set_num_threads(threads or usable_cpus())
         chosen = choose_device(device)
+        check_memory(chosen, sum(shard.size for shard in pull.manifest.shards))
         tensors = background.submit(
             load_tensors, pull.blocks(), chosen, choose_dtype(chosen), memory.take
         )
         from clip_embed.embedder import Embedder  # meanwhile
 
-        cuda_start.load_cublas(chosen)
-        embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
+        with gpu_errors() if chosen.type == "cuda" else contextlib.nullcontext():
+            cuda_start.load_cublas(chosen)
+            embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
         timer.end_stage("load")
         return LoadedModel(embedder, tokenizer.result())
 

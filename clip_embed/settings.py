@@ -142,6 +142,26 @@ def google_credentials_file() -> tuple[str, Path] | None:
     return ("gcloud", Path(path)) if os.path.isfile(path) else None
 
 
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES: the indices or ids of the GPUs that CUDA may see.
+
+    None if it is unset. A blank value is not the same: it hides all GPUs.
+    """
+    return environment.get("CUDA_VISIBLE_DEVICES")
+
+
+def image_expects_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this is a container of an image for a GPU, and was not started for none.
+
+    NVIDIA's base images set the first variable. Cog 0.23 sets the second in every image, and does
+    not let cog.yaml set the first.
+    """
+    devices = environment.get("NVIDIA_VISIBLE_DEVICES")
+    if devices is None:
+        return "NVIDIA_DRIVER_CAPABILITIES" in environment
+    return devices not in ("", "none", "void")
+
+
 def billing_project(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the project that pays for requests to a bucket whose requesters pay.
 

@@ -30,7 +30,11 @@ COG_YAML = {
                 "run": {"type": "array", "items": {"type": "string"}},
             },
         },
-        "environment": {"type": "array", "items": {"type": "string", "pattern": r"^\w+="}},
+        # Cog keeps some names for itself, such as those of NVIDIA's variables (pkg/config/env.go).
+        "environment": {
+            "type": "array",
+            "items": {"type": "string", "pattern": r"^(?!NVIDIA_|NV_|CUDA_|PYTHON|LD_)\w+="},
+        },
         "image": {"type": "string"},
         "predict": {"type": "string", "pattern": r"^[\w.]+\.py:\w+$"},
     },
