@@ -80,8 +80,7 @@ class FakeGraph:
         self.output[:] = self._function(*self._inputs).numpy()
 
 
-@pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def replace_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `ClipGraphs` run on a CPU."""
     monkeypatch.setattr(cuda_graphs, "CudaGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
@@ -92,14 +91,32 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def with_graphs(embedder: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Embedder:
-    """Return an embedder that has captured a few graphs: all of them take a while on a CPU."""
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_cuda(monkeypatch)
+
+
+def limit_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be few graphs: all of them take a while on a CPU."""
     monkeypatch.setattr(cuda_graphs, "IMAGE_BATCHES", (1, 4))
     monkeypatch.setattr(cuda_graphs, "TEXT_BATCHES", (1, 4))
-    with torch.inference_mode():
+
+
+@pytest.fixture(scope="module")
+def captured(loaded: Embedder) -> Embedder:
+    embedder = Embedder(loaded._model, loaded.preprocess_config)
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode():
+        replace_cuda(monkeypatch)
+        limit_batches(monkeypatch)
         embedder._capture_graphs()
-    FakeGraph.launched.clear()
     return embedder
+
+
+@pytest.fixture
+def with_graphs(captured: Embedder, monkeypatch: pytest.MonkeyPatch) -> Embedder:
+    limit_batches(monkeypatch)
+    captured.use_graphs = True
+    FakeGraph.launched.clear()
+    return captured
 
 
 @pytest.mark.parametrize(
