@@ -36,7 +36,7 @@ class Predictor(BasePredictor):
 
             self._service = Service.load(pull, settings, timer)
         pull.fill_cache()
-        self._cog.activate()
+        self._cog.activate(self)
 
     async def healthcheck(self) -> bool:
         """Check that the network still gives the vectors that it gave at setup."""

@@ -1,6 +1,6 @@
 """Measure this service and its peers, in one run on one machine.
 
-    bench.py cold-start|download|text|image|preprocess|http|search
+    bench.py cold-start|download|text|image|preprocess|http|overhead|search
              [--runs N] [--json FILE] [--baseline DIR]
 
 cold-start  process start → READY of the real Cog server, full-size ViT-L/14
@@ -9,6 +9,7 @@ text        captions in batches of 32, beside open_clip, OpenAI's clip and trans
 image       images in batches of 4, beside the same
 preprocess  from the file of a photograph to pixels, beside open_clip and transformers
 http        the whole service under load, beside other servers with the same weights
+overhead    what surrounds the network in a prediction of one text, and Cog's part of it
 search      scripts/search.py: a query over 100,000 vectors, and indexing
 
 Machines are noisy: quote medians and ratios. Everything runs in turn, after a warm-up of each.
@@ -38,7 +39,16 @@ from scripts.lib.needs import packages_of
 if TYPE_CHECKING:
     from scripts.benchmarks.report import Section
 
-BENCHMARKS = ("cold-start", "download", "text", "image", "preprocess", "http", "search")
+BENCHMARKS = (
+    "cold-start",
+    "download",
+    "text",
+    "image",
+    "preprocess",
+    "http",
+    "overhead",
+    "search",
+)
 WITH_BASELINE = ("cold-start", "download", "text")
 
 

@@ -5,6 +5,10 @@ webhook for most of them. A NumPy array travels as one message. Cog then searche
 files, 3 ms more, but only in an object whose type is exactly `list`: so the array's `tolist`
 returns a subclass. (coglet: predictor.rs, `process_single_output`; output.rs, `encode_files`.)
 
+That list becomes text with `json.dumps`, which writes 17 digits for the double that a float32
+becomes. Nine identify it among all float32, and Cog then sends, parses and writes fewer, too:
+0.6 ms less. So the worker's `json.dumps` is replaced by `dumps`, which differs for that list only.
+
 If the schema declares the output as an array at its top, Cog wraps each message in a list, and one
 message would come out as [[…]] (coglet: orchestrator.rs, `output_is_array`). The schemas here do
 not:
@@ -35,15 +39,15 @@ SLOW_SCHEMA = (
 """What setup logs unless `one_message_stays_flat`."""
 
 
-class _Floats(list[float]):
-    """A list that Cog does not search for files."""
+class Floats(list[float]):
+    """Values of float32 in a list that Cog does not search for files."""
 
 
 class OneMessage(np.ndarray[Any, np.dtype[np.float32]]):
     """A vector that Cog sends as one message."""
 
     def tolist(self) -> Any:
-        return _Floats(super().tolist())
+        return Floats(super().tolist())
 
 
 def as_list(vector: npt.NDArray[np.float32]) -> Any:
@@ -54,6 +58,18 @@ def as_list(vector: npt.NDArray[np.float32]) -> Any:
 def as_one_message(vector: npt.NDArray[np.float32]) -> Any:
     """Return float32 [D] as an object that Cog's worker sends as one message."""
     return vector.view(OneMessage)
+
+
+_json_dumps = json.dumps
+
+
+def dumps(obj: Any, **options: Any) -> str:
+    """Return the JSON of `obj` as `json.dumps` does, with nine digits a number if it is Floats."""
+    if type(obj) is not Floats:
+        return _json_dumps(obj, **options)
+    # %.9g makes integers of whole numbers, such as "2" of 2.0; %.8e does not, and is slower.
+    number = "%.8e," if any(map(float.is_integer, obj)) else "%.9g,"
+    return f"[{(number * len(obj))[:-1] % tuple(obj)}]"
 
 
 def one_message_stays_flat() -> bool:

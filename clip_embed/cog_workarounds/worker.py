@@ -4,6 +4,7 @@ returns a plain list."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -13,7 +14,6 @@ from typing import Any
 import coglet
 import numpy as np
 import numpy.typing as npt
-from cog import Path
 
 from clip_embed.cog_workarounds import output, prediction_dirs
 from clip_embed.cog_workarounds.drain import start_draining_on_exit
@@ -39,19 +39,22 @@ class CogWorker:
         self._predictions = PredictionCount()
         self._lost_slots: LostSlots | None = None
 
-    def activate(self) -> None:
+    def activate(self, predictor: Any) -> None:
         """Start the workarounds that need a finished setup."""
         if not self._active:
             return
         # Cog would download and decode images itself, in threads that it interrupts at any point
-        # when a client hangs up. Replaced, so that `predict` receives the string.
-        Path.validate = staticmethod(lambda value: value)
+        # when a client hangs up. It finds them by the annotations of `predict`, which it studies
+        # for each prediction. Without annotations `predict` receives the string, and sooner.
+        type(predictor).predict.__annotations__ = {}
         prediction_dirs.start_sweeping()
         port = int(os.environ.get("PORT", "5000"))
         start_draining_on_exit(port, lambda: self._predictions.running)
         self._lost_slots = LostSlots(f"http://127.0.0.1:{port}", self._predictions)
         self._lost_slots.start()
-        if not self._one_message:
+        if self._one_message:
+            json.dumps = output.dumps
+        else:
             log.warning(output.SLOW_SCHEMA)
         time.sleep(LOG_PAUSE_SECONDS)  # lets the log of setup reach /health-check
 

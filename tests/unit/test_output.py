@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,40 @@ def test_as_list_and_as_one_message_hold_the_same_numbers() -> None:
     assert message.tolist() == output.as_list(vector) == [1.5, -2.25]
     assert isinstance(message.tolist(), list)
     assert type(message.tolist()) is not list
+
+
+def float32_bits(text: str) -> list[int]:
+    """Return the bits that a client reads from the JSON of float32 numbers."""
+    return np.array(json.loads(text), dtype=np.float32).view(np.uint32).tolist()  # type: ignore[no-any-return]
+
+
+def test_dumps_keeps_every_bit_of_float32_in_nine_digits() -> None:
+    """Including the smallest and largest numbers, powers of ten and both zeros."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 20_000, dtype=np.uint32)
+    numbers = np.concatenate(
+        [
+            bits.view(np.float32),
+            np.float32([0.0, -0.0, 1e-45, 3.4028235e38]),
+            np.float32(10.0) ** np.arange(-38, 39, dtype=np.float32),
+            rng.normal(size=768).astype(np.float16).astype(np.float32),
+        ]
+    )
+    numbers = numbers[np.isfinite(numbers)]
+    for vector in (numbers, numbers[numbers % 1 != 0]):  # with and without whole numbers
+        text = output.dumps(output.as_one_message(vector).tolist())
+        assert float32_bits(text) == vector.view(np.uint32).tolist()
+        assert all(type(number) is float for number in json.loads(text))
+        assert max(len(re.sub(r"e.*|\D", "", each).lstrip("0")) for each in text.split(",")) == 9
+
+
+def test_dumps_of_anything_else_is_that_of_json() -> None:
+    """Cog's worker calls it for every output, and other code for anything."""
+    assert output.dumps([1.1, 2, "é"]) == json.dumps([1.1, 2, "é"])
+    assert output.dumps({"b": 1, "a": None}, sort_keys=True, indent=1) == (
+        json.dumps({"b": 1, "a": None}, sort_keys=True, indent=1)
+    )
+
+
+def test_floats_are_a_list_for_other_json_encoders() -> None:
+    assert json.dumps(output.as_one_message(np.float32([1.5])).tolist()) == "[1.5]"

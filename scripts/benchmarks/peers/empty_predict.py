@@ -4,5 +4,5 @@ from cog import BasePredictor, Input
 
 
 class Predictor(BasePredictor):
-    def predict(self, text: str = Input(description="Ignored")) -> float:
+    async def predict(self, text: str = Input(description="Ignored")) -> float:
         return 0.0
