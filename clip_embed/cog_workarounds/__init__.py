@@ -38,7 +38,7 @@ REGISTER = (
     ),
     Workaround(
         symptom="each number is written with 17 digits by Python, and parsed, copied and written"
-        " with as many by Cog: 0.6 ms more for each prediction; a float32 needs 9",
+        " with as many by Cog: 0.9 ms more for each prediction; a float32 needs 9",
         seen_in="0.23.1",
         source="coglet: predictor.rs, process_single_output: json.dumps",
         code="clip_embed/cog_workarounds/output.py, dumps; clip_embed/cog_workarounds/worker.py,"
