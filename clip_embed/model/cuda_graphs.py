@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip_embed.model.clip import Clip, Packing
 
@@ -27,6 +28,9 @@ IMAGE_BATCHES = (1, 2, 4, 8, 16)
 TEXT_BATCHES = (1, 8, 16, 32, 64)
 TEXT_LENGTHS = (16, 32)
 """Tokens of each text, beside the context length of the model."""
+
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *WITHOUT_CUDNN]
 
 Pixels = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -84,8 +88,11 @@ class CudaGraph:
 class ClipGraphs:
     """The graphs of both towers. For one thread only, the one that captures them."""
 
-    def __init__(self, model: Clip, normalize_pixels: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, model: Clip, normalize_pixels: Callable[[Tensor], Tensor], for_throughput: bool
+    ) -> None:
         """Capture all graphs. normalize_pixels: uint8 [B, S, S, 3] to the input of the image tower.
+        for_throughput: see `Embedder.warm_up`.
 
         Raises RuntimeError if that fails, torch.OutOfMemoryError among others.
         """
@@ -99,10 +106,11 @@ class ClipGraphs:
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(self._stream):
             # The largest first: the others find room in its memory.
-            self._images = {
-                batch: self._capture(batch, IMAGE_BATCHES, self._image_graph, pool)
-                for batch in reversed(IMAGE_BATCHES)
-            }
+            with sdpa_kernel(WITH_CUDNN if for_throughput else WITHOUT_CUDNN, set_priority=True):
+                self._images = {
+                    batch: self._capture(batch, IMAGE_BATCHES, self._image_graph, pool)
+                    for batch in reversed(IMAGE_BATCHES)
+                }
             self._texts = {
                 (batch, length): self._capture(batch, TEXT_BATCHES, self._text_graph, length, pool)
                 for length in reversed(self._lengths)
