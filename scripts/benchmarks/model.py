@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-import transformers
 
 import weights
 from clip_embed.model.config import ClipConfig, TowerConfig
@@ -56,6 +54,8 @@ def load_library(name: str, folder: Path) -> tuple[Any, Any]:
     """Load the network and the tokenizer of one of LIBRARIES."""
     torch.set_num_threads(usable_cpus())
     if name == "open_clip":
+        import open_clip
+
         model, _, _ = open_clip.create_model_and_transforms(
             DEFAULT_MODEL, pretrained=str(folder / "open_clip" / "open_clip_model.safetensors")
         )
@@ -65,6 +65,8 @@ def load_library(name: str, folder: Path) -> tuple[Any, Any]:
 
         model, _ = clip.load(str(folder / "openai.pt"), device="cpu")
         return model, clip.tokenize
+    import transformers
+
     return (
         transformers.CLIPModel.from_pretrained(folder / "transformers", local_files_only=True),
         transformers.CLIPTokenizer.from_pretrained(folder / "transformers", local_files_only=True),

@@ -72,6 +72,7 @@ def wait_until_healthy(address: str) -> None:
 ARGUMENTS = {
     "bench.py": ["text"],
     "check_embed_dataset.py": ["rows"],
+    "check_gpu.py": [],
     "demo.py": [],
     "embed_dataset.py": ["pictures", "vectors"],
     "gcs_emulator.py": ["bucket"],

@@ -6,13 +6,15 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
 import safetensors.torch
 import torch
-import transformers
 
 from clip_embed.model.config import ClipConfig
+
+if TYPE_CHECKING:  # each takes seconds to import, and a machine may lack one
+    import transformers
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -32,7 +34,13 @@ def _half(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 def write_transformers(directory: Path, config: ClipConfig, tensors: Tensors) -> None:
-    """Write a directory for transformers' from_pretrained, in float32 like OpenAI's on the Hub."""
+    """Write a directory for transformers' from_pretrained, in the precision of `tensors`.
+
+    OpenAI's on the Hub is in float32.
+    """
+    import open_clip
+    import transformers
+
     transformers_model(config, tensors).save_pretrained(directory)
     write_tokenizer(directory)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(directory, local_files_only=True)
@@ -67,6 +75,8 @@ def write_tokenizer(directory: Path) -> None:
 
 def _read_vocabulary() -> tuple[dict[str, int], list[str]]:
     """Return CLIP's byte-pair vocabulary, as vocab.json and merges.txt hold it."""
+    import open_clip
+
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         merges = file.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
@@ -78,6 +88,8 @@ def _read_vocabulary() -> tuple[dict[str, int], list[str]]:
 
 def transformers_model(config: ClipConfig, tensors: Tensors) -> transformers.CLIPModel:
     """Return transformers' CLIPModel with `tensors`, which have open_clip's names."""
+    import transformers
+
     with torch.device("meta"):
         model = transformers.CLIPModel(_transformers_config(config))
     state = {
@@ -103,6 +115,8 @@ def transformers_model(config: ClipConfig, tensors: Tensors) -> transformers.CLI
 
 
 def _transformers_config(config: ClipConfig) -> transformers.CLIPConfig:
+    import transformers
+
     towers = {
         "vision_config": (
             config.vision,

@@ -1,0 +1,110 @@
+"""Measure and check the service on the GPU of this machine, without a network, in 8 minutes.
+
+    check_gpu.py [--device cuda|cpu] [--tiny] [--parts A,B,…] [--output DIR] [--minutes N]
+
+environment  card, driver, versions; measured ceilings: matrix product, copies
+models       full-size ViT-L/14 with random weights, also for transformers and open_clip
+parity       cosine of float16 and float32, alone and in batches, beside the libraries
+cold_start   process start → READY of the real Cog server, beside its floor and transformers
+throughput   texts and images per second by direct calls, beside the libraries
+serving      the real Cog server under 1, 32 and 64 connections
+preparation  images and tokenizations per second on the CPUs
+memory       of the card and of the process
+
+Each part is a process with a time limit. What a part lacks is reported as skipped, and an error as
+failed; the rest goes on. After each part the results are in DIR/gpu.json and DIR/gpu.md; the output
+of the processes is in DIR/gpu.log. The exit status is 1 if a part failed. Nothing else should use
+the GPU meanwhile. `environment` and `models` run always, because the others need them.
+
+Examples:
+
+    .venv/bin/python scripts/check_gpu.py
+    .venv/bin/python scripts/check_gpu.py --parts parity,throughput --minutes 4
+
+The same code without a GPU and with a tiny model, whose figures mean nothing, in two minutes:
+
+    .venv/bin/python scripts/check_gpu.py --device cpu --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scripts.lib.needs import packages_of
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache"
+PARTS = (
+    "environment",
+    "models",
+    "parity",
+    "cold_start",
+    "throughput",
+    "serving",
+    "preparation",
+    "memory",
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="of the network (default: cuda)"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model and little work, to try this command"
+    )
+    parser.add_argument(
+        "--parts",
+        type=_parts,
+        default=PARTS,
+        metavar="A,B,…",
+        help="run only these parts (default: all)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=CACHE / "gpu",
+        metavar="DIR",
+        help="for results and logs (default: .cache/gpu)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        metavar="N",
+        help="time for all parts; those that remain are skipped (default: 8)",
+    )
+    return parser
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """Return the named parts in their order, with those that the others need."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(
+            f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}"
+        )
+    return tuple(name for name in PARTS if name in (*PARTS[:2], *names))
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    with packages_of("test"):
+        from scripts.gpu.run import run_parts
+
+        succeeded = run_parts(
+            arguments.parts,
+            device=arguments.device,
+            tiny=arguments.tiny,
+            output=arguments.output.resolve(),
+            minutes=arguments.minutes,
+        )
+    raise SystemExit(0 if succeeded else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Encode texts and images by direct calls: this service and the libraries, in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+
+import weights
+from clip_embed.checkpoint.manifest import CONFIG_NAME
+from clip_embed.model.config import ClipConfig, read_config
+from scripts.benchmarks.model import block_weights
+from scripts.benchmarks.worker import Worker
+from scripts.gpu.contenders import CONTENDERS, command
+from scripts.gpu.environment import peak_teraflops
+from scripts.gpu.part import Recorder, Task
+
+ROUNDS = 5
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RAW_BATCHES = (1, 32)
+TITLES = {
+    "short texts": "texts of 8 to 20 tokens",
+    "raw texts": "texts of 8 to 20 tokens, tokenization included",
+    "long texts": "texts of 77 tokens",
+    "images": "preprocessed images",
+}
+OURS = {"this service", "for catalogs"}
+SHARE = "images: share of the rate of a matrix product"
+
+
+def run(task: Task, record: Recorder) -> None:
+    """Record items per second of each contender, and the share of the device's peak."""
+    batches = (1, 4) if task.tiny else BATCHES
+    rounds, seconds = (2, 0.0) if task.tiny else (ROUNDS, 0.05)
+    flop = image_flop(_config(task)) / 1e12
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(command(name, task))) for name in CONTENDERS}
+        for kind in TITLES:
+            for batch in RAW_BATCHES if kind == "raw texts" else batches:
+                rates = _measure_in_turn(
+                    workers, kind, batch, record, rounds=rounds, seconds=seconds
+                )
+                _record(record, kind, batch, rates)
+                if kind == "images":
+                    # Measured now, when the card is as warm, and its clock as low, as it was.
+                    peak = peak_teraflops(task)
+                    record.figure(SHARE, str(batch), peak, "TFLOP/s", column="matrix product")
+                    for name in rates.keys() & OURS:
+                        shares = [rate * flop / peak for rate in rates[name]]
+                        record.figure(
+                            SHARE, str(batch), shares, "share", column=name, more_is_better=True
+                        )
+        if task.device == "cuda":
+            for what in ("allocated", "reserved"):
+                for name, worker in workers.items():
+                    value = worker.measure(what, 0, 0)
+                    if not math.isnan(value):
+                        record.figure("peak memory on the card", name, value, "GiB", column=what)
+
+
+def _measure_in_turn(
+    workers: dict[str, Worker],
+    kind: str,
+    batch: int,
+    record: Recorder,
+    *,
+    rounds: int,
+    seconds: float,
+) -> dict[str, list[float]]:
+    """Return items per second of each round. Workers that have ended are removed."""
+    values: dict[str, list[float]] = {name: [] for name in workers}
+    for turn in range(rounds):
+        for name in random.Random(turn).sample(list(workers), len(workers)):
+            try:
+                value = workers[name].measure(kind, batch, seconds)
+            except (RuntimeError, OSError) as error:
+                record.fail(f"{name} ended at {batch} {kind}: {error}")
+                del workers[name]
+                continue
+            if not math.isnan(value):
+                values[name].append(value)
+    return {name: each for name, each in values.items() if each}
+
+
+def _record(record: Recorder, kind: str, batch: int, rates: dict[str, list[float]]) -> None:
+    for name, values in rates.items():
+        record.figure(
+            TITLES[kind], str(batch), values, "per second", column=name, more_is_better=True
+        )
+        if batch == 1:
+            milliseconds = [1e3 / value for value in values]
+            record.figure("one at a time", TITLES[kind], milliseconds, "ms", column=name)
+
+
+def _config(task: Task) -> ClipConfig:
+    with weights.pull(task.ours) as pull:
+        return read_config(pull.file(CONFIG_NAME))[0]
+
+
+def image_flop(config: ClipConfig) -> float:
+    """Return the floating-point operations that this service does for one image.
+
+    Weights times tokens, and attention's two products of tokens with tokens. Of the last block only
+    keys and values, a sixth of its weights, are computed for all tokens.
+    """
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    tower = config.vision
+    blocks = 2 * block_weights(tower) * tokens
+    attention = (tower.layers - 1) * 4 * tokens**2 * tower.width
+    return blocks * (1 - 5 / 6 / tower.layers) + attention
