@@ -24,7 +24,7 @@ SHARES = {
     "environment": 8,
     "models": 14,
     "parity": 18,
-    "cold_start": 26,
+    "cold_start": 36,
     "throughput": 24,
     "serving": 13,
     "preparation": 6,
