@@ -14,9 +14,9 @@ ClipEmbedError
 │   ├── TransferError     the bytes did not arrive, after retries
 │   └── CorruptError      the bytes that arrived fail verification
 ├── ModelError            the published model is not one that this network implements: setup fails
-└── EmbeddingError        the network returned a value that is not finite
+└── EmbeddingError        the network gave no valid vector
     └── DeviceError       the GPU has no memory left, not even for one input
-        └── DeviceLostError   the GPU has failed; only a restart of the process may help
+        └── DeviceLostError  the GPU has failed; only a restart of the process may help
 
 TransientError stands outside: it is retried, and never reaches a user.
 """
@@ -95,7 +95,7 @@ class ModelError(ClipEmbedError):
 
 
 class EmbeddingError(ClipEmbedError):
-    """The network returned a value that is not finite."""
+    """The network gave no valid vector: a value is not finite, or the GPU failed."""
 
 
 class DeviceError(EmbeddingError):

@@ -122,7 +122,7 @@ def load_embedder(
     by default one for each usable CPU. timer: receives the stages "import torch" and "load".
     Call `warm_up` of the embedder in the thread that will use it.
 
-    Raises WeightsError, ModelError, SettingError (no such device).
+    Raises WeightsError, ModelError, SettingError (the device cannot be used).
     """
     timer = timer or StageTimer()
     memory = PrefaultedMemory()

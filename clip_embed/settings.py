@@ -151,10 +151,11 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def image_expects_gpu(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this is a container of an image for a GPU, and was not started for none.
+    """Return whether this container should have a GPU: its image is for one, and it was not started
+    without one on purpose.
 
-    NVIDIA's base images set the first variable. Cog 0.23 sets the second in every image, and does
-    not let cog.yaml set the first.
+    NVIDIA's base images set NVIDIA_VISIBLE_DEVICES; "none", "void" or blank hides all GPUs. Cog
+    0.23 sets NVIDIA_DRIVER_CAPABILITIES in every image, and does not let cog.yaml set the other.
     """
     devices = environment.get("NVIDIA_VISIBLE_DEVICES")
     if devices is None:

@@ -1,20 +1,21 @@
-"""Measure and check the service on the GPU of this machine, without a network, in 8 minutes.
+"""Check and measure the service on the GPU of this machine, without the internet, in 8 minutes.
 
     check_gpu.py [--device cuda|cpu] [--tiny] [--parts A,B,…] [--output DIR] [--minutes N]
 
-environment  card, driver, versions; measured ceilings: matrix product, copies
+environment  GPU, driver, versions; measured ceilings: matrix product, copies
 models       full-size ViT-L/14 with random weights, also for transformers and open_clip
-parity       cosine of float16 and float32, alone and in batches, beside the libraries
-cold_start   process start → READY of the real Cog server, beside its floor and transformers
-throughput   texts and images per second by direct calls, beside the libraries
+parity       cosine of float16 and float32, alone and in batches, compared with the libraries
+cold_start   process start → READY of the real Cog server, the import of torch, transformers
+throughput   texts and images per second by direct calls, compared with the libraries
 serving      the real Cog server under 1, 32 and 64 connections
 preparation  images and tokenizations per second on the CPUs
-memory       of the card and of the process
+memory       of the GPU and of the process
 
-Each part is a process with a time limit. What a part lacks is reported as skipped, and an error as
-failed; the rest goes on. After each part the results are in DIR/gpu.json and DIR/gpu.md; the output
-of the processes is in DIR/gpu.log. The exit status is 1 if a part failed. Nothing else should use
-the GPU meanwhile. `environment` and `models` run always, because the others need them.
+Each part is a process with a time limit. If a package is missing, that measurement is reported as
+skipped; an error is reported as failed. The other parts still run. After each part the results are
+in DIR/gpu.json and DIR/gpu.md; the output of the processes is in DIR/gpu.log. The exit status is 1
+if a part failed. Nothing else should use the GPU meanwhile. `environment` and `models` run always,
+because the others need them.
 
 Examples:
 

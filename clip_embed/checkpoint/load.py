@@ -82,8 +82,8 @@ class _Shard(Protocol):
 def _split_by_tensor(
     block: Block, infos: Sequence[TensorInfo]
 ) -> Iterator[tuple[TensorInfo, int, memoryview]]:
-    """Yield each tensor that `block` holds a part of, the byte where the part begins in the tensor,
-    and the part."""
+    """Yield (tensor, offset, data) for each tensor that `block` overlaps. offset: bytes from the
+    start of the tensor to `data`."""
     begin, end = block.offset, block.offset + len(block.data)
     for info in infos:
         first, last = max(info.start, begin), min(info.end, end)
@@ -94,7 +94,7 @@ def _split_by_tensor(
 def _allocate_all(
     sizes: Mapping[str, int], alignment: int, allocate: Callable[[int], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return uint8 tensors of these bytes, each aligned, in one piece of memory."""
+    """Allocate one uint8 tensor of each size in bytes, all aligned, in one piece of memory."""
     padded = {name: -(-size // alignment) * alignment for name, size in sizes.items()}
     # At least one unit: torch makes no tensor of an empty buffer.
     arena = allocate(max(sum(padded.values()), alignment))
@@ -153,7 +153,8 @@ class _PinnedRing:
 
     @contextlib.contextmanager
     def stage(self, data: memoryview) -> Iterator[torch.Tensor]:
-        """Give `data` as page-locked uint8, for copies in the block that do not block the host."""
+        """Yield a page-locked copy of `data`, uint8. Copies from it in the `with` body may be
+        asynchronous: its slot is reused only when they have finished."""
         slot, self._next = self._next, (self._next + 1) % self.SLOTS
         copied = self._copied[slot]
         if copied is not None:
@@ -169,8 +170,8 @@ class _PinnedRing:
 class _DeviceShard:
     """A shard in GPU memory, in the type of the file, and converted at the end.
 
-    Tensors are aligned, which those of a safetensors file need not be: matrix products of a GPU are
-    several times slower with an operand that is not aligned to 16 bytes.
+    Tensors are aligned, which those of a safetensors file need not be: cuBLAS has fast kernels for
+    operands that are aligned to 16 bytes only.
     """
 
     ALIGNMENT = 256  # bytes, as of memory that CUDA allocates

@@ -44,8 +44,8 @@ class CogWorker:
         if not self._active:
             return
         # Cog would download and decode images itself, in threads that it interrupts at any point
-        # when a client hangs up. It finds them by the annotations of `predict`, which it studies
-        # for each prediction. Without annotations `predict` receives the string, and sooner.
+        # when a client hangs up. It finds them by the annotations of `predict`, which it evaluates
+        # for each prediction. Without annotations, `predict` receives the string.
         type(predictor).predict.__annotations__ = {}
         prediction_dirs.start_sweeping()
         port = int(os.environ.get("PORT", "5000"))

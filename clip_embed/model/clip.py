@@ -58,6 +58,9 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
+QUICK_GELU_FACTOR = 1.702
+
+
 class Packing:
     """The layout of a packed batch: texts one after another, [N, C] instead of [B, L, C].
 
@@ -157,13 +160,14 @@ class Mlp(nn.Module):
         bias needs two more such passes.
         """
         if self.quick_gelu:
-            self.c_fc.bias = nn.Parameter(self.c_fc.bias * 1.702, requires_grad=False)
+            self.c_fc.bias = nn.Parameter(self.c_fc.bias * QUICK_GELU_FACTOR, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
-        wide = self.c_fc.scaled(x.flatten(0, -2), 1.702)
-        return self.c_proj.scaled(F.silu(wide, inplace=True), 1 / 1.702).view(x.shape)
+        wide = self.c_fc.scaled(x.flatten(0, -2), QUICK_GELU_FACTOR)
+        narrow = self.c_proj.scaled(F.silu(wide, inplace=True), 1 / QUICK_GELU_FACTOR)
+        return narrow.view(x.shape)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -216,8 +220,8 @@ class Transformer(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """One vector per patch: a convolution whose stride equals its kernel size, computed as the
-    matrix product that it is."""
+    """One vector per patch: a convolution whose stride equals its kernel size, computed as a matrix
+    product, which needs no cuDNN (0.1 s of a start on an H100)."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -248,6 +252,7 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor, depth: int | None) -> Tensor:
         patches = self.conv1(pixels)
+        # Written in place: one pass over the activation less than with `cat` and `+`.
         x = patches.new_empty(len(pixels), *self.positional_embedding.shape)  # [B, P, W]
         x[:, 0] = self.class_embedding + self.positional_embedding[0]
         torch.add(patches, self.positional_embedding[1:], out=x[:, 1:])
@@ -285,7 +290,7 @@ class Clip(nn.Module):
         ]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use `tensors` as parameters, without copying them, but for a few biases.
+        """Use `tensors` as parameters, without a copy, except for biases that `Mlp` scales.
 
         Raises ModelError, which names the first few tensors that are missing, unknown or of another
         shape; the network is then unchanged.

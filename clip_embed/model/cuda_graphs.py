@@ -4,7 +4,7 @@ A forward pass is some 100 to 250 small kernels. Launched one by one from Python
 text take six times as long as the GPU needs for them. A graph is captured once for each shape, and
 replayed with one launch. Inputs are padded to the next larger shape.
 
-The same vectors come from `Clip` without this module, later.
+Without this module, `Clip` gives the same vectors, more slowly.
 Source: PyTorch documentation, "CUDA semantics", CUDA graphs.
 """
 
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clip_embed.model.batch_limits import LARGEST_IMAGE_GRAPH, LARGEST_TEXT_GRAPH
 from clip_embed.model.clip import Clip, Packing
 
-IMAGE_BATCHES = (1, 2, 4, 8, 16)
-"""Images per graph. More images run as several graphs: 16 keep a GPU busy."""
+IMAGE_BATCHES = (1, 2, 4, 8, LARGEST_IMAGE_GRAPH)
+"""Images per graph. More images run as several graphs."""
 
-TEXT_BATCHES = (1, 8, 16, 32, 64)
+TEXT_BATCHES = (1, 8, 16, 32, LARGEST_TEXT_GRAPH)
 TEXT_LENGTHS = (16, 32)
-"""Tokens of each text, beside the context length of the model."""
+"""Tokens of each text, besides the context length of the model."""
 
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 WITH_CUDNN = [SDPBackend.CUDNN_ATTENTION, *WITHOUT_CUDNN]
@@ -40,9 +41,9 @@ Pool = Any
 
 
 class CudaGraph:
-    """A function of tensors of fixed shapes, captured. All graphs use one stream, in one thread.
+    """A captured function of tensors of fixed shapes. Use all graphs on one stream, in one thread.
 
-    inputs: one NumPy array each, in page-locked memory, written by the caller before `launch`.
+    inputs: one NumPy array each, in page-locked memory, written by the caller before `replay`.
     output: the same, read by the caller after `wait`.
     """
 
@@ -53,11 +54,11 @@ class CudaGraph:
 
         inputs: on the GPU. pool: GPU memory that is shared with other graphs.
         """
-        # The graph reads and writes this memory whenever it runs, so it must not be released; nor
-        # may tensors in the scope of `function`.
+        # The graph reads and writes this memory whenever it runs, so it must not be released. The
+        # same holds for tensors that `function` refers to.
         self._function, self._inputs = function, inputs
         self._staged = [page_locked(*each.shape, dtype=each.dtype) for each in inputs]
-        # Called once before: a capture must not load kernels, or allocate workspaces.
+        # Run once before the capture, which must not load kernels or allocate workspaces.
         self._result = page_locked(*function(*inputs).shape, dtype=torch.float32)
         self.inputs = [staged.numpy() for staged in self._staged]
         self.output = self._result.numpy()
@@ -66,22 +67,22 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         self._graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
-            self._run()
+            self._copy_and_compute()
         finally:
             self._graph.capture_end()
 
-    def _run(self) -> None:
+    def _copy_and_compute(self) -> None:
         for target, staged in zip(self._inputs, self._staged, strict=True):
             target.copy_(staged, non_blocking=True)
         self._result.copy_(self._function(*self._inputs), non_blocking=True)
 
-    def launch(self) -> None:
+    def replay(self) -> None:
         """Start to compute `output`. Returns at once; `inputs` must not change until `wait`."""
         self._graph.replay()
         self._finished.record()
 
     def wait(self) -> None:
-        """Wait for the last launch."""
+        """Wait for the last replay."""
         self._finished.synchronize()
 
 
@@ -89,24 +90,26 @@ class ClipGraphs:
     """The graphs of both towers. For one thread only, the one that captures them."""
 
     def __init__(
-        self, model: Clip, normalize_pixels: Callable[[Tensor], Tensor], for_throughput: bool
+        self, model: Clip, normalize_pixels: Callable[[Tensor], Tensor], cudnn_attention: bool
     ) -> None:
-        """Capture all graphs. normalize_pixels: uint8 [B, S, S, 3] to the input of the image tower.
-        for_throughput: see `Embedder.warm_up`.
+        """Capture all graphs.
+
+        normalize_pixels: uint8 [B, S, S, 3] to the input of the image tower. cudnn_attention: see
+        `Embedder.warm_up`.
 
         Raises RuntimeError if that fails, torch.OutOfMemoryError among others.
         """
         self._model = model
         self._normalize_pixels = normalize_pixels
-        self._device = model.logit_scale.device
+        self._device = next(model.parameters()).device
         context_length = model.config.context_length
         self._lengths = [n for n in TEXT_LENGTHS if n < context_length] + [context_length]
         torch.cuda.synchronize(self._device)  # the weights come from another stream
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(self._stream):
-            # The largest first: the others find room in its memory.
-            with sdpa_kernel(WITH_CUDNN if for_throughput else WITHOUT_CUDNN, set_priority=True):
+            # The largest first: smaller graphs reuse its memory in the pool.
+            with sdpa_kernel(WITH_CUDNN if cudnn_attention else WITHOUT_CUDNN, set_priority=True):
                 self._images = {
                     batch: self._capture(batch, IMAGE_BATCHES, self._image_graph, pool)
                     for batch in reversed(IMAGE_BATCHES)
@@ -120,14 +123,14 @@ class ClipGraphs:
     def encode_images(self, images: Sequence[Pixels]) -> Vectors:
         """Return the projected features of images [S, S, 3], float32 [B, D]."""
 
-        def launch(rows: slice) -> CudaGraph:
+        def replay(rows: slice) -> CudaGraph:
             some = images[rows]
-            graph = next(self._images[_at_least(len(some), IMAGE_BATCHES)])
+            graph = next(self._images[_smallest_that_holds(len(some), IMAGE_BATCHES)])
             np.stack(some, out=graph.inputs[0][: len(some)])
-            graph.launch()
+            graph.replay()
             return graph
 
-        return self._run(len(images), IMAGE_BATCHES[-1], launch)
+        return self._replay_in_turn(len(images), IMAGE_BATCHES[-1], replay)
 
     def encode_texts(self, texts: Sequence[Ids]) -> Vectors:
         """Return the projected features of texts, float32 [B, D].
@@ -137,25 +140,27 @@ class ClipGraphs:
         # Texts of similar lengths run together.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
 
-        def launch(rows: slice) -> CudaGraph:
+        def replay(rows: slice) -> CudaGraph:
             some = [texts[row] for row in order[rows]]
-            length = _at_least(len(some[-1]), self._lengths)
-            graph = next(self._texts[_at_least(len(some), TEXT_BATCHES), length])
+            length = _smallest_that_holds(len(some[-1]), self._lengths)
+            graph = next(self._texts[_smallest_that_holds(len(some), TEXT_BATCHES), length])
             ids, ends = graph.inputs
             for row, text in enumerate(some):
-                # What follows in the row stays: attention is causal.
+                # Ids of an earlier replay may follow in the row; causal attention ignores them.
                 ids[row, : len(text)] = text
                 ends[row] = len(text) - 1
-            graph.launch()
+            graph.replay()
             return graph
 
-        vectors = self._run(len(texts), TEXT_BATCHES[-1], launch)
+        vectors = self._replay_in_turn(len(texts), TEXT_BATCHES[-1], replay)
         in_given_order = np.empty_like(vectors)
         in_given_order[order] = vectors
         return in_given_order
 
-    def _run(self, count: int, most: int, launch: Callable[[slice], CudaGraph]) -> Vectors:
-        """Return the outputs of `launch` for `count` rows, at most so many at a time.
+    def _replay_in_turn(
+        self, count: int, most: int, replay: Callable[[slice], CudaGraph]
+    ) -> Vectors:
+        """Return the outputs of `replay` for `count` rows, at most `most` at a time.
 
         While one graph runs, the inputs of the next are written.
         """
@@ -164,7 +169,7 @@ class ClipGraphs:
         with torch.cuda.stream(self._stream):
             for start in range(0, count, most):
                 rows = slice(start, min(start + most, count))
-                running.append((rows, launch(rows)))
+                running.append((rows, replay(rows)))
                 if len(running) == 2:
                     _collect(vectors, *running.pop(0))
             _collect(vectors, *running.pop())
@@ -173,8 +178,8 @@ class ClipGraphs:
     def _capture(
         self, batch: int, batches: Sequence[int], make: Callable[..., CudaGraph], *arguments: Any
     ) -> Iterator[CudaGraph]:
-        """Return the graphs of one shape, in turn: two for the largest batch, of which one may be
-        running while the inputs of the other are written."""
+        """Return an endless iterator over the graphs of one shape: two for the largest batch, so
+        that the inputs of one are written while the other runs."""
         copies = 2 if batch == batches[-1] else 1
         return itertools.cycle([make(batch, *arguments) for _ in range(copies)])
 
@@ -202,12 +207,12 @@ def page_locked(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
 
-def _at_least(count: int, sizes: Sequence[int]) -> int:
+def _smallest_that_holds(count: int, sizes: Sequence[int]) -> int:
     """Return the smallest of the ascending `sizes` that holds `count`."""
     return next(size for size in sizes if size >= count)
 
 
 def _collect(vectors: Vectors, rows: slice, graph: CudaGraph) -> None:
-    """Copy the output of a graph that was launched for `rows`."""
+    """Copy the output of a graph that was replayed for `rows`."""
     graph.wait()
     vectors[rows] = graph.output[: rows.stop - rows.start]

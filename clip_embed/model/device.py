@@ -94,8 +94,8 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 @contextlib.contextmanager
 def gpu_errors() -> Iterator[None]:
-    """Turn CUDA's errors in the block into SettingError: the GPU fails, is full, or is held by
-    another process. For the use of a GPU in setup."""
+    """Turn CUDA's errors in the `with` body into SettingError: the GPU fails, is full, or another
+    process holds it. For setup only."""
     try:
         yield
     except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:

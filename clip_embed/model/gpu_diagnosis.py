@@ -1,11 +1,12 @@
 """Say why torch sees no GPU, and what to do about it.
 
-`torch.cuda.is_available()` only answers no. A GPU that is there and not used costs as much as one
-that is, so this is an error; a container that was started without its GPU is worth a warning.
+`torch.cuda.is_available()` only answers no. An unused GPU costs as much as a used one, so a GPU
+that cannot be used is an error; a container that was started without its GPU is worth a warning.
 
-A leaf, without torch: what torch knows is passed in. On a machine without a GPU, the driver's
-library is not loaded. Sources: NVIDIA, "CUDA Driver API", CUresult; "CUDA Compatibility", minor
-version compatibility; "Container Toolkit", specialized configurations with Docker.
+A leaf, without torch: what torch knows is passed in. The driver's library is loaded only if there
+is a GPU, in WSL, or if CLIP_DEVICE is "cuda". Sources: NVIDIA, "CUDA Driver API", CUresult; "CUDA
+Compatibility", minor version compatibility; "Container Toolkit", specialized configurations with
+Docker.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NO_DEVICE = 100
 
 INIT_ERRORS = {
     34: f"{LIBRARY} is the stub of the CUDA toolkit; remove its directory from LD_LIBRARY_PATH",
-    NO_DEVICE: "the driver finds none; run nvidia-smi to see the state of the GPU",
+    NO_DEVICE: "the driver finds no GPU; run nvidia-smi to see the state of the GPU",
     802: "the host is not ready; start NVIDIA's fabric manager there, and then this service",
     803: f"{LIBRARY} and the driver in the kernel have different versions; restart the host if its"
     " driver was updated, remove CUDA's directory `compat` from LD_LIBRARY_PATH",
@@ -49,7 +50,7 @@ ON_CPU = "predictions run on the CPU, far more slowly"
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver's library answers. cuda: the newest version of CUDA that it supports, as
+    """The answers of the driver's library. cuda: the newest version of CUDA that it supports, as
     (12, 2). init_error: the result of cuInit, 0 for success."""
 
     cuda: tuple[int, int]
@@ -57,7 +58,7 @@ class Driver:
 
 
 def query_driver() -> Driver | None:
-    """Load the driver's library and ask it. None if there is no such library."""
+    """Return the driver's version of CUDA and its state, None if its library cannot be loaded."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -70,7 +71,7 @@ def query_driver() -> Driver | None:
 
 @dataclass(frozen=True)
 class Host:
-    """Where the facts about a GPU are read, one method for each fact. Variables: settings.py."""
+    """The files and calls that show whether there is a GPU. settings.py reads the variables."""
 
     dev: Path = Path("/dev")
     proc: Path = Path("/proc")
@@ -160,9 +161,9 @@ def _unusable_gpu(host: Host, torch_cuda: str | None) -> str:
 
 
 def _cause(driver: Driver | None, torch_cuda: str | None, visible: str | None) -> str:
-    """Return the cause and the way out, the likeliest first."""
+    """Return the likeliest cause, and the way out."""
     if torch_cuda is None:
-        return "it has no code for GPUs; install a torch for CUDA"
+        return "install a torch built for CUDA"
     if driver is None:
         return (
             f"the driver's library {LIBRARY} cannot be loaded; install the driver, start a"
@@ -170,7 +171,7 @@ def _cause(driver: Driver | None, torch_cuda: str | None, visible: str | None) -
         )
     major = torch_cuda.partition(".")[0]
     if driver.cuda[0] < int(major):
-        needed = NEEDED_DRIVER.get(major, "a driver of its time")
+        needed = NEEDED_DRIVER.get(major, f"a driver for CUDA {major}")
         return f"CUDA {major} needs {needed} or newer; update the driver"
     if driver.init_error == NO_DEVICE and visible is not None:
         return (

@@ -1,7 +1,7 @@
-"""Start CUDA while other things are waited for: its context during the import of torch, and cuBLAS
-while the weights are copied.
+"""Start CUDA in the background: create its context while torch is imported, and load cuBLAS while
+the weights are copied.
 
-torch does both itself at their first use, which takes 0.4 s on an H100.
+torch would do both at their first use, which takes 0.4 s on an H100.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from scripts.benchmarks.report import Figure, Section
 from scripts.lib.cog_server import ROOT, CogServer
 
 REQUESTS = 100  # per run
-BLOCK = 10
+REQUESTS_PER_TURN = 10
 """Requests to one server before the other's turn: a machine's speed changes within seconds."""
 
 EMPTY = f"{ROOT / 'scripts' / 'benchmarks' / 'peers' / 'empty_predict.py'}:Predictor"
@@ -84,9 +84,11 @@ def _measure(connections: Sequence[_Connection]) -> list[list[dict[str, float]]]
     """Return REQUESTS predictions of each connection, in turn."""
     rows: list[list[dict[str, float]]] = [[] for _ in connections]
     texts = captions(REQUESTS)
-    for begin in range(0, REQUESTS, BLOCK):
+    for begin in range(0, REQUESTS, REQUESTS_PER_TURN):
         for connection, collected in zip(connections, rows, strict=True):
-            collected += [connection.predict(text) for text in texts[begin : begin + BLOCK]]
+            collected += [
+                connection.predict(text) for text in texts[begin : begin + REQUESTS_PER_TURN]
+            ]
     return rows
 
 

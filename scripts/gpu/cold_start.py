@@ -69,11 +69,11 @@ def _in_turn(starts: dict[str, Callable[[], float]], runs: int, record: Recorder
     for _ in range(runs):
         seconds: dict[str, float] = {}
         for row, start in list(starts.items()):
-            del starts[row]
             with record.section(row):
                 seconds[row] = start()
                 record.figure(TABLE, row, seconds[row], "s")
-                starts[row] = start
+            if row not in seconds:
+                del starts[row]
         if READY in seconds and CONTEXT in seconds:
             record.figure("ratio", RATIO, seconds[READY] / seconds[CONTEXT], "×")
 

@@ -1,6 +1,6 @@
 """This service and the libraries behind one interface, on one device, with the same weights.
 
-Runs as a worker for throughput.py: contenders.py TASK NAME, and requests, see `_Measured`.
+Runs as a worker for throughput.py: python -m scripts.gpu.contenders NAME TASK; see `_Measured`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,6 @@ from scripts.gpu.part import Recorder, Task
 from scripts.gpu.samples import LONG_TEXT, short_captions
 
 Vectors = npt.NDArray[np.float32]
-
-
-class NoGraphsError(BaseException):
-    """The network uses no CUDA graphs. Not an error of a section, which would make it a failure."""
 
 
 class Contender(Protocol):
@@ -166,16 +162,16 @@ def preprocess_config(task: Task) -> PreprocessConfig:
         return read_config(pull.file(CONFIG_NAME))[1]
 
 
-def load_ours(location: str, device: str, for_throughput: bool = False) -> LoadedModel:
+def load_ours(location: str, device: str, cudnn_attention: bool = False) -> LoadedModel:
     """Load the service's network as the service does, in its precision for `device`."""
     with weights.pull(location) as pull:
         loaded = load_embedder(pull, device)
-    loaded.embedder.warm_up(for_throughput)
+    loaded.embedder.warm_up(cudnn_attention)
     return loaded
 
 
 def load_ours_in_float32(location: str, device: str) -> Embedder:
-    """Load the service's network in float32 also on a card, without CUDA graphs."""
+    """Load the service's network in float32 on any device, without CUDA graphs."""
     with weights.pull(location) as pull:
         tensors = load_tensors(pull.blocks(), torch.device(device), torch.float32)
         return Embedder.build(pull.file(CONFIG_NAME), tensors)
@@ -186,17 +182,14 @@ def ours(task: Task) -> Ours:
     return Ours(loaded.embedder, loaded.tokenizer)
 
 
-def ours_for_throughput(task: Task) -> Ours:
+def ours_with_cudnn_attention(task: Task) -> Ours:
     """Load the network as scripts/embed_dataset.py does."""
-    loaded = load_ours(task.ours, task.device, for_throughput=True)
+    loaded = load_ours(task.ours, task.device, cudnn_attention=True)
     return Ours(loaded.embedder, loaded.tokenizer)
 
 
 def ours_without_graphs(task: Task) -> Ours:
-    """Load the network and turn its CUDA graphs off. Raises NoGraphsError if it has none."""
-    # A tiny model runs on a CPU too, so that tests run these lines.
-    if task.device != "cuda" and not task.tiny:
-        raise NoGraphsError("there are no CUDA graphs on a CPU")
+    """Load the network and turn its CUDA graphs off. On a CPU it has none."""
     contender = ours(task)
     contender.embedder.use_graphs = False
     return contender
@@ -209,7 +202,7 @@ def dtype_of(task: Task) -> torch.dtype:
 
 CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     "this service": ours,
-    "for catalogs": ours_for_throughput,
+    "for catalogs": ours_with_cudnn_attention,
     "without CUDA graphs": ours_without_graphs,
     "transformers": lambda task: Transformers(task, dtype_of(task)),
     "open_clip": lambda task: OpenClip(task, dtype_of(task)),
@@ -218,19 +211,20 @@ CONTENDERS: dict[str, Callable[[Task], Contender]] = {
 
 
 class _Measured:
-    """Answers requests [kind, batch size, seconds] → items/s, of which there are:
+    """Answer requests [kind, batch size, seconds] with items per second, or GiB. Kinds:
 
     short texts, long texts: prepared before. raw texts: short ones, prepared in the measured time.
-    images: preprocessed before. allocated, reserved: peak GiB on the card.
+    images: preprocessed before. allocated, reserved: peak GiB of GPU memory.
     """
 
-    def __init__(self, contender: Contender, image_size: int) -> None:
+    def __init__(self, name: str, contender: Contender, image_size: int, record: Recorder) -> None:
+        self._name, self._record = name, record
         self._contender = contender
         self._image_size = image_size
         self._warm: dict[tuple[str, int], Callable[[], object]] = {}
 
     def measure(self, kind: str, batch: int, seconds: float) -> float:
-        """Return items per second, nan after an error, which stderr tells."""
+        """Return the value, nan after an error, whose traceback goes to stderr."""
         try:
             if kind == "allocated":
                 return torch.cuda.max_memory_allocated() / 2**30
@@ -242,8 +236,9 @@ class _Measured:
                     encode()
                 self._warm[kind, batch] = encode
             return batch * calls_per_second(self._warm[kind, batch], seconds)
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
+            self._record.fail(f"{self._name}, {batch} {kind}: {error!r}"[:300])
             return math.nan
 
     def _encode(self, kind: str, batch: int) -> Callable[[], object]:
@@ -291,11 +286,9 @@ def main() -> None:
     torch.set_num_threads(usable_cpus())
     record = Recorder(Path(task.records))
     measure: Callable[..., float] = _measure_nothing
-    try:
-        with record.section(name):
-            measure = _Measured(CONTENDERS[name](task), preprocess_config(task).size).measure
-    except NoGraphsError as error:
-        record.skip(f"{name}: {error}")
+    with record.section(name):
+        size = preprocess_config(task).size
+        measure = _Measured(name, CONTENDERS[name](task), size, record).measure
     serve(measure)
 
 

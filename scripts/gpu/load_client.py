@@ -46,6 +46,7 @@ async def load(port: int, connections: int, seconds: float, bodies: list[bytes])
     begin = time.perf_counter()
     await asyncio.gather(
         *(
+            # Each connection begins with another body.
             _send_requests(port, begin + seconds, bodies[number:] + bodies[:number], found)
             for number in range(connections)
         )

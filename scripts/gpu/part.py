@@ -2,7 +2,7 @@
 
     python -m scripts.gpu.part NAME TASK    TASK: JSON of `Task`
 
-So what a part has measured is known even if it is killed.
+If a part is killed, its figures so far are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scripts.lib.needs import OWN_MODULES
 
 @dataclass(frozen=True)
 class Task:
-    """What all parts are told.
+    """The parameters of a part.
 
     device: "cuda" or "cpu". tiny: a tiny model and little work. folder: for models and temporary
     files. records: the file of this part's records. seconds: this part's time limit.

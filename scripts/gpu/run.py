@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from clip_embed.errors import SettingError
+from clip_embed.model.device import choose_device
 from scripts.gpu import part
 from scripts.gpu.report import Report, read_result
 from scripts.lib.cog_server import CACHE, ROOT, bypass_proxies
@@ -30,7 +30,7 @@ SHARES = {
     "preparation": 6,
     "memory": 7,
 }
-"""A part may take its share of the time that is left, the shares of later parts considered."""
+"""Relative time limits: a part gets its share of the time that is left for it and later parts."""
 
 
 def run_parts(
@@ -40,11 +40,14 @@ def run_parts(
 
     Raises SystemExit if there is no usable GPU for device "cuda".
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(
-            f"check_gpu.py: torch {torch.__version__} sees no GPU; to try this command without one:"
-            " scripts/check_gpu.py --device cpu --tiny"
-        )
+    if device == "cuda":
+        try:
+            choose_device(device)
+        except SettingError as error:
+            raise SystemExit(
+                f"check_gpu.py: {error}; to try this command without a GPU:"
+                " scripts/check_gpu.py --device cpu --tiny"
+            ) from error
     deadline = time.monotonic() + 60 * minutes
     output.mkdir(parents=True, exist_ok=True)
     log = output / "gpu.log"

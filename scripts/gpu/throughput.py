@@ -42,7 +42,7 @@ def run(task: Task, record: Recorder) -> None:
                 )
                 _record(record, kind, batch, rates)
                 if kind == "images":
-                    # Measured now, when the card is as warm, and its clock as low, as it was.
+                    # Measured right after the images: a warm GPU lowers its clock.
                     peak = peak_teraflops(task)
                     record.figure(SHARE, str(batch), peak, "TFLOP/s", column="matrix product")
                     for name in rates.keys() & OURS:

@@ -1,4 +1,4 @@
-"""predict.py for a test: a GPU with memory for two inputs, which a text of 78 tokens breaks."""
+"""predict.py for a test: a GPU that has memory for two inputs, and fails at a truncated text."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_a_gpu_with_too_little_free_memory_is_an_error(fake_cuda: FakeCuda) -> N
     with pytest.raises(SettingError) as caught:
         check_memory(GPU, 860_000_000)
     assert str(caught.value) == (
-        "1.23 GB of the GPU's 16.00 GB are free, and the model needs 1.36 GB; end other processes"
+        "1.23 GB of the GPU's 16.00 GB are free, and the model needs 1.61 GB; end other processes"
         " that use it (nvidia-smi lists them), choose another GPU with CUDA_VISIBLE_DEVICES, or set"
         " CLIP_DEVICE=cpu"
     )

@@ -40,7 +40,7 @@ def embedder(loaded: Embedder) -> Embedder:
 
 
 def make_texts(*lengths: int) -> list[Tokens]:
-    """Return texts of so many tokens, all different."""
+    """Return texts of these lengths, all different."""
     return [
         Tokens(np.arange(row, row + length, dtype=np.int64), length - 1, truncated=False)
         for row, length in enumerate(lengths)
@@ -56,8 +56,8 @@ def make_images(count: int, size: int) -> list[Pixels]:
 class FakeGraph:
     """Computes as late as CUDA may: when it is waited for, from all rows of its inputs."""
 
-    launched: ClassVar[list[int]] = []
-    """Rows of each launch."""
+    replayed: ClassVar[list[int]] = []
+    """Rows of each replay."""
 
     def __init__(
         self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], pool: object
@@ -67,10 +67,10 @@ class FakeGraph:
         self.output = function(*inputs).numpy()
         self._running = False
 
-    def launch(self) -> None:
-        assert not self._running, "launched again before its output was read"
+    def replay(self) -> None:
+        assert not self._running, "replayed again before its output was read"
         self._running = True
-        self.launched.append(len(self.output))
+        self.replayed.append(len(self.output))
 
     def wait(self) -> None:
         assert self._running
@@ -115,12 +115,12 @@ def captured(loaded: Embedder) -> Embedder:
 def with_graphs(captured: Embedder, monkeypatch: pytest.MonkeyPatch) -> Embedder:
     limit_batches(monkeypatch)
     captured.use_graphs = True
-    FakeGraph.launched.clear()
+    FakeGraph.replayed.clear()
     return captured
 
 
 @pytest.mark.parametrize(
-    ("lengths", "launched"),
+    ("lengths", "replayed"),
     [
         pytest.param([5], [1], id="one"),
         pytest.param([77], [1], id="the longest"),
@@ -129,32 +129,32 @@ def with_graphs(captured: Embedder, monkeypatch: pytest.MonkeyPatch) -> Embedder
     ],
 )
 def test_graphs_give_the_vectors_of_the_plain_network_for_texts(
-    lengths: list[int], launched: list[int], with_graphs: Embedder
+    lengths: list[int], replayed: list[int], with_graphs: Embedder
 ) -> None:
     """In the given order, whatever is left in the graph's memory."""
     texts = make_texts(*lengths)
     with_graphs.embed_texts(make_texts(77, 77, 77, 77, 20, 20, 20, 20, 9, 9, 9, 9))
-    FakeGraph.launched.clear()
+    FakeGraph.replayed.clear()
     vectors = with_graphs.embed_texts(texts)
-    assert FakeGraph.launched == launched
+    assert FakeGraph.replayed == replayed
     with_graphs.use_graphs = False
     np.testing.assert_allclose(vectors, with_graphs.embed_texts(texts), atol=1e-5)
-    assert FakeGraph.launched == launched
+    assert FakeGraph.replayed == replayed
 
 
-@pytest.mark.parametrize(("count", "launched"), [(1, [1]), (3, [4]), (4, [4]), (13, [4, 4, 4, 1])])
+@pytest.mark.parametrize(("count", "replayed"), [(1, [1]), (3, [4]), (4, [4]), (13, [4, 4, 4, 1])])
 def test_graphs_give_the_vectors_of_the_plain_network_for_images(
-    count: int, launched: list[int], with_graphs: Embedder
+    count: int, replayed: list[int], with_graphs: Embedder
 ) -> None:
     images = make_images(count, with_graphs.config.image_size)
     vectors = with_graphs.embed_images(images)
-    assert FakeGraph.launched == launched
+    assert FakeGraph.replayed == replayed
     with_graphs.use_graphs = False
     np.testing.assert_allclose(vectors, with_graphs.embed_images(images), atol=1e-5)
 
 
 def test_vectors_do_not_change_with_the_next_call(with_graphs: Embedder) -> None:
-    """A graph's output is overwritten by its next launch."""
+    """A graph's output is overwritten by its next replay."""
     first = with_graphs.embed_texts(make_texts(5))
     kept = first.copy()
     with_graphs.embed_texts(make_texts(7))
@@ -287,5 +287,5 @@ def test_error_of_a_gpu_that_works_is_not_taken_for_a_lost_one(
     assert embedder.is_healthy()
 
 
-def test_a_lost_cpu_is_not_looked_for() -> None:
+def test_cpu_is_never_reported_as_lost() -> None:
     assert embedder_module._error_of_lost_device(torch.device("cpu")) is None

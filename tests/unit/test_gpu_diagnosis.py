@@ -79,7 +79,7 @@ def error_of(host: Host, required: bool = False, torch_cuda: str | None = "13.0"
     [
         ("13.0", (12, 8), "CUDA 13 needs driver 580 or newer; update the driver"),
         ("12.6", (11, 4), "CUDA 12 needs driver 525 or newer; update the driver"),
-        ("21.0", (13, 0), "CUDA 21 needs a driver of its time or newer; update the driver"),
+        ("21.0", (13, 0), "CUDA 21 needs a driver for CUDA 21 or newer; update the driver"),
     ],
 )
 def test_an_old_driver_is_an_error_with_all_versions(
@@ -99,8 +99,8 @@ def test_a_newer_minor_version_needs_no_newer_driver(make_host: MakeHost) -> Non
 
 def test_a_torch_without_cuda_is_an_error(make_host: MakeHost) -> None:
     assert error_of(make_host(), torch_cuda=None) == (
-        "there is a GPU (driver 535.104.05), but torch, built without CUDA, cannot use it: it has"
-        " no code for GPUs; install a torch for CUDA, or set CLIP_DEVICE=cpu"
+        "there is a GPU (driver 535.104.05), but torch, built without CUDA, cannot use it:"
+        " install a torch built for CUDA, or set CLIP_DEVICE=cpu"
     )
 
 
@@ -115,7 +115,7 @@ def test_a_missing_driver_library_is_an_error(make_host: MakeHost) -> None:
     ("code", "cause"),
     [
         (34, "stub of the CUDA toolkit"),
-        (100, "the driver finds none; run nvidia-smi"),
+        (100, "the driver finds no GPU; run nvidia-smi"),
         (802, "start NVIDIA's fabric manager"),
         (803, "different versions; restart the host"),
         (804, "compatibility package"),
