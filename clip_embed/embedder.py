@@ -5,6 +5,7 @@ Independent of files, Cog and requests.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Embedder:
-    """Run the network on its device. Call it from one thread (`batching.py`); on a GPU, from the
-    thread that called `warm_up`.
+    """Run the network on its device. Not thread-safe: one caller at a time (`batching.py`).
 
     use_graphs: replay the CUDA graphs that `warm_up` captured. Otherwise the plain network runs:
     the same vectors except for rounding, several times slower for small batches.
@@ -61,7 +61,7 @@ class Embedder:
     def build(cls, open_clip_config: bytes, tensors: Mapping[str, Tensor]) -> Embedder:
         """Build the network that `open_clip_config.json` describes, with `tensors` as its weights.
 
-        The tensors are not copied, except for a few biases. Raises ModelError if they do not fit.
+        The tensors are not copied. Raises ModelError if they do not fit.
         """
         config, preprocess_config = read_config(open_clip_config)
         model = Clip(config)
@@ -91,15 +91,15 @@ class Embedder:
             raise DeviceLostError(self._lost)
         try:
             return _check_finite(encode(inputs))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            self._raise_if_lost(error)
+            if not _is_out_of_memory(error):
+                raise
             if len(inputs) == 1:
                 raise DeviceError(
                     "the GPU has no memory left for a single input; another process may hold it:"
                     " try again, or see `nvidia-smi`"
                 ) from error
-        except RuntimeError as error:
-            self._raise_if_lost(error)
-            raise
         # Outside of `except`: the error keeps the tensors of its stack alive.
         torch.cuda.empty_cache()
         half = len(inputs) // 2
@@ -187,6 +187,10 @@ class Embedder:
             self._raise_if_lost(error)
             first_line, _, _ = str(error).partition("\n")
             log.warning("no CUDA graphs, so small batches are slower: %s", first_line)
+        if self._graphs is None:
+            # Release the graphs that were captured before the error, which refer to one another.
+            gc.collect()
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _embed_known(self) -> tuple[Vectors, Vectors]:
@@ -210,6 +214,16 @@ class Embedder:
 
 def _cosine(a: Vectors, b: Vectors) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether GPU memory is missing: torch, CUDA and cuBLAS say so in different ways."""
+    message = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "CUDA error: out of memory" in message
+        or "STATUS_ALLOC_FAILED" in message
+    )
 
 
 def _error_of_lost_device(device: torch.device) -> str | None:

@@ -30,6 +30,7 @@ The same code without a GPU and with a tiny model, whose figures mean nothing, i
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from scripts.lib.needs import packages_of
@@ -74,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=_minutes,
         default=8.0,
         metavar="N",
         help="time for all parts; those that remain are skipped (default: 8)",
@@ -90,6 +91,14 @@ def _parts(text: str) -> tuple[str, ...]:
             f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}"
         )
     return tuple(name for name in PARTS if name in (*PARTS[:2], *names))
+
+
+def _minutes(text: str) -> float:
+    """Return a finite number of minutes, more than none."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes; give 8, or 0.5")
+    return value
 
 
 def main() -> None:

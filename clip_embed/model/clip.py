@@ -41,9 +41,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def scaled(self, x: Tensor, factor: float) -> Tensor:
-        """Return factor · x Wᵀ + b in one call, for x: [N, C]."""
-        return torch.addmm(self.bias, x, self.weight.t(), alpha=factor)
+    def scaled(self, x: Tensor, factor: float, bias: Tensor) -> Tensor:
+        """Return factor · x Wᵀ + bias in one call, for x: [N, C]."""
+        return torch.addmm(bias, x, self.weight.t(), alpha=factor)
 
 
 class LayerNorm(nn.Module):
@@ -150,6 +150,7 @@ class Mlp(nn.Module):
         self.c_fc = Linear(config.width, hidden)
         self.quick_gelu = quick_gelu
         self.c_proj = Linear(hidden, config.width)
+        self._scaled_bias: Tensor | None = None
 
     def scale_bias(self) -> None:
         """Prepare the loaded weights for `forward`, which computes QuickGELU, x · sigmoid(1.702 x),
@@ -160,13 +161,15 @@ class Mlp(nn.Module):
         bias needs two more such passes.
         """
         if self.quick_gelu:
-            self.c_fc.bias = nn.Parameter(self.c_fc.bias * QUICK_GELU_FACTOR, requires_grad=False)
+            self._scaled_bias = self.c_fc.bias * QUICK_GELU_FACTOR
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quick_gelu:
             return self.c_proj(F.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
-        wide = self.c_fc.scaled(x.flatten(0, -2), QUICK_GELU_FACTOR)
-        narrow = self.c_proj.scaled(F.silu(wide, inplace=True), 1 / QUICK_GELU_FACTOR)
+        assert self._scaled_bias is not None
+        wide = self.c_fc.scaled(x.flatten(0, -2), QUICK_GELU_FACTOR, self._scaled_bias)
+        wide = F.silu(wide, inplace=True)
+        narrow = self.c_proj.scaled(wide, 1 / QUICK_GELU_FACTOR, self.c_proj.bias)
         return narrow.view(x.shape)
 
 
@@ -290,7 +293,7 @@ class Clip(nn.Module):
         ]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use `tensors` as parameters, without a copy, except for biases that `Mlp` scales.
+        """Use `tensors` as parameters, without copying them.
 
         Raises ModelError, which names the first few tensors that are missing, unknown or of another
         shape; the network is then unchanged.

@@ -87,7 +87,7 @@ class CudaGraph:
 
 
 class ClipGraphs:
-    """The graphs of both towers. For one thread only, the one that captures them."""
+    """The graphs of both towers. Not thread-safe."""
 
     def __init__(
         self, model: Clip, normalize_pixels: Callable[[Tensor], Tensor], cudnn_attention: bool
@@ -146,8 +146,10 @@ class ClipGraphs:
             graph = next(self._texts[_smallest_that_holds(len(some), TEXT_BATCHES), length])
             ids, ends = graph.inputs
             for row, text in enumerate(some):
-                # Ids of an earlier replay may follow in the row; causal attention ignores them.
                 ids[row, : len(text)] = text
+                # Any token, since attention is causal, but not one of an earlier text: if that
+                # overflows, its values multiplied by zero are not zero.
+                ids[row, len(text) :] = 0
                 ends[row] = len(text) - 1
             graph.replay()
             return graph

@@ -59,14 +59,15 @@ class Driver:
 
 def query_driver() -> Driver | None:
     """Return the driver's version of CUDA and its state, None if its library cannot be loaded."""
+    version = ctypes.c_int()  # 12020 is CUDA 12.2
     try:
         library = ctypes.CDLL(LIBRARY)
-    except OSError:
+        library.cuDriverGetVersion(ctypes.byref(version))
+        init_error = library.cuInit(0)
+    except (OSError, AttributeError):  # AttributeError: it is another library of that name
         return None
-    version = ctypes.c_int()  # 12020 is CUDA 12.2
-    library.cuDriverGetVersion(ctypes.byref(version))
     major, rest = divmod(version.value, 1000)
-    return Driver((major, rest // 10), library.cuInit(0))
+    return Driver((major, rest // 10), init_error)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class Host:
         /dev/nvidiactl alone is none: containers have it with NVIDIA_VISIBLE_DEVICES=none. WSL has
         /dev/dxg for GPUs of all makers, and the library only for NVIDIA's.
         """
-        names = [name for name in os.listdir(self.dev) if name.startswith("nvidia")]
+        try:
+            names = [name for name in os.listdir(self.dev) if name.startswith("nvidia")]
+        except OSError:
+            return False
         if any(name.removeprefix("nvidia").isdecimal() for name in names):
             return True
         return (self.dev / "dxg").exists() and self.query_driver() is not None
@@ -130,8 +134,11 @@ def explain_missing_gpu(required: bool, torch_cuda: str | None, host: Host = THI
 
 
 def _is_hidden(visible: str | None) -> bool:
-    """Return whether the value hides all GPUs, as the common ones "" and "-1" do."""
-    return visible is not None and (not visible.strip() or visible.strip().startswith("-"))
+    """Return whether the value hides all GPUs on purpose. "NoDevFiles" is Slurm's, for none."""
+    if visible is None:
+        return False
+    value = visible.strip().lower()
+    return value.startswith("-") or value in ("", "none", "void", "nodevfiles")
 
 
 def _no_gpu(host: Host) -> str:
@@ -139,8 +146,8 @@ def _no_gpu(host: Host) -> str:
     if host.query_driver() is None:
         missing += f", no driver library {LIBRARY}"
     return (
-        f"CLIP_DEVICE is 'cuda', but there is no GPU ({missing}); start a container with"
-        " `docker run --gpus all`, or use 'cpu' or leave it unset"
+        f"CLIP_DEVICE is 'cuda', but there is no GPU ({missing}); install the driver on the host,"
+        " start a container with `docker run --gpus all`, or use 'cpu' or leave it unset"
     )
 
 
@@ -170,7 +177,7 @@ def _cause(driver: Driver | None, torch_cuda: str | None, visible: str | None) -
             " container with `docker run --gpus all` and NVIDIA_DRIVER_CAPABILITIES=all"
         )
     major = torch_cuda.partition(".")[0]
-    if driver.cuda[0] < int(major):
+    if driver.cuda[0] and driver.cuda[0] < int(major):  # a stub does not say its version
         needed = NEEDED_DRIVER.get(major, f"a driver for CUDA {major}")
         return f"CUDA {major} needs {needed} or newer; update the driver"
     if driver.init_error == NO_DEVICE and visible is not None:

@@ -21,16 +21,13 @@ from typing import Any
 PAUSE = 0.005
 """Seconds after a 409: the server is at its limit of requests in flight."""
 
-SAMPLES = 400
-"""Responses that are kept for their metrics."""
-
 
 @dataclass
 class Load:
     """What one process has seen. seconds: of each request with status 200 that succeeded.
 
     refused: responses with status 409. wrong: other statuses, failed predictions, lost connections.
-    metrics: of a sample of the responses. elapsed: from the first request to the last response.
+    metrics: of each of these. elapsed: from the first request to the last response.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -81,8 +78,7 @@ def _count(found: Load, status: int, body: bytes, seconds: float) -> None:
         found.wrong.append(f"status {status}: {body[:200].decode(errors='replace')}")
     else:
         found.seconds.append(seconds)
-        if len(found.metrics) < SAMPLES:
-            found.metrics.append(json.loads(body).get("metrics", {}))
+        found.metrics.append(json.loads(body).get("metrics", {}))
 
 
 def _request(port: int, body: bytes) -> bytes:

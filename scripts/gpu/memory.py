@@ -49,6 +49,7 @@ def _measure_network(task: Task, record: Recorder) -> None:
     record.figure(
         TABLE, "reserved by torch after warm-up", torch.cuda.memory_reserved() / 2**30, "GiB"
     )
+    torch.cuda.reset_peak_memory_stats()
     limits = SERVICE_LIMITS[task.device]
     tokens = loaded.tokenizer.tokenize(LONG_TEXT)
     loaded.embedder.embed_texts([tokens] * (limits.tokens // len(tokens.ids)))

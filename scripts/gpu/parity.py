@@ -50,10 +50,10 @@ class Agreement:
 
 def compare(vectors: Vectors, reference: Vectors) -> Agreement:
     """Compare each row with the same row of `reference`."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
     # In float64: in float32 the cosine of a vector with itself differs from 1 by 1e-7.
-    products = (vectors.astype(np.float64) * reference).sum(axis=1)
-    return Agreement(float((products / lengths).min()), float(np.abs(vectors - reference).max()))
+    a, b = vectors.astype(np.float64), reference.astype(np.float64)
+    cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return Agreement(float(cosines.min()), float(np.abs(a - b).max()))
 
 
 def judge(

@@ -16,7 +16,7 @@ from pathlib import Path
 from clip_embed.errors import SettingError
 from clip_embed.model.device import choose_device
 from scripts.gpu import part
-from scripts.gpu.report import Report, read_result
+from scripts.gpu.report import OK, Report, read_result
 from scripts.lib.cog_server import CACHE, ROOT, bypass_proxies
 from scripts.lib.process_guard import ProcessGuard
 
@@ -32,26 +32,27 @@ SHARES = {
 }
 """Relative time limits: a part gets its share of the time that is left for it and later parts."""
 
+WITHOUT_MODELS = "skipped: the part models has made no models"
+
 
 def run_parts(
     names: Sequence[str], *, device: str, tiny: bool, output: Path, minutes: float
 ) -> bool:
     """Run the parts `names`, write and print the report; return whether none failed.
 
-    Raises SystemExit if there is no usable GPU for device "cuda".
+    Raises SystemExit if there is no usable GPU for device "cuda". Without models, the parts after
+    `models` are skipped.
     """
-    if device == "cuda":
-        try:
-            choose_device(device)
-        except SettingError as error:
-            raise SystemExit(
-                f"check_gpu.py: {error}; to try this command without a GPU:"
-                " scripts/check_gpu.py --device cpu --tiny"
-            ) from error
+    _require_device(device)
     deadline = time.monotonic() + 60 * minutes
-    output.mkdir(parents=True, exist_ok=True)
     log = output / "gpu.log"
-    log.write_text("")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+    except OSError as error:
+        raise SystemExit(
+            f"check_gpu.py: {output} cannot be written to: {error.strerror}"
+        ) from error
     report = Report(device, tiny)
     CACHE.mkdir(exist_ok=True)
     # 2.6 GB of weights, which must not be among the results if this process is killed.
@@ -60,15 +61,17 @@ def run_parts(
         _provide_python(work)
         bypass_proxies()
         os.environ["HF_HUB_OFFLINE"] = "1"  # all models are local
+        no_models = False
         for number, name in enumerate(names):
             later = sum(SHARES[each] for each in names[number:])
             seconds = (deadline - time.monotonic()) * SHARES[name] / later
             records = work / f"{name}.jsonl"
             task = part.Task(device, tiny, str(work), str(records), seconds)
             started = time.monotonic()
-            problem = _run_part(name, task, log)
+            problem = WITHOUT_MODELS if no_models else _run_part(name, task, log)
             took = time.monotonic() - started
             result = read_result(name, records, took, problem)
+            no_models = no_models or (name == "models" and result.status != OK)
             report.add(result)
             report.write(output)
             print(f"{name}: {result.status} ({took:.0f} s of {seconds:.0f})", flush=True)
@@ -77,11 +80,25 @@ def run_parts(
     return report.succeeded
 
 
+def _require_device(device: str) -> None:
+    """Raise SystemExit if `device` is "cuda" and the GPU cannot be used."""
+    try:
+        choose_device(device)
+    except SettingError as error:
+        raise SystemExit(
+            f"check_gpu.py: {error}; to try this command without a GPU:"
+            " scripts/check_gpu.py --device cpu --tiny"
+        ) from error
+
+
 def _run_part(name: str, task: part.Task, log: Path) -> str | None:
-    """Run a part, and end its process group after its time. Return what went wrong."""
+    """Run a part, and end its process group after its time. Return the problem as a status.
+
+    If this process is killed, so is the part, and its folder is removed.
+    """
     if task.seconds < 1:
         return "skipped: no time was left"
-    guard = ProcessGuard()
+    guard = ProcessGuard(task.folder)
     with log.open("a") as file:
         file.write(f"\n# {name}\n\n")
         file.flush()

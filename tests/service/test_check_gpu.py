@@ -1,4 +1,4 @@
-"""scripts/check_gpu.py: the whole command with a tiny model on a CPU, its report and its judges."""
+"""scripts/check_gpu.py: the whole command with a tiny model on a CPU, its report and its checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.gpu.samples import LONG_TEXT, short_captions, texts_of_every_length
 from scripts.lib.cog_server import CACHE
 from tests.helpers.paths import DEMO_MODEL, ROOT
 
-PHRASE = "float16 on cuda"
+ROW = "float16 on cuda"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,9 @@ def test_without_a_gpu_the_command_says_how_to_try_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match=r"sees no GPU; .*check_gpu\.py --device cpu --tiny"):
+    with pytest.raises(
+        SystemExit, match=r"there is (a|no) GPU .*check_gpu\.py --device cpu --tiny"
+    ):
         run.run_parts(PARTS, device="cuda", tiny=False, output=tmp_path / "out", minutes=1)
     assert not (tmp_path / "out").exists()
 
@@ -104,6 +106,19 @@ def test_unknown_part_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--parts", "parity,speed"])
     assert "no part 'speed'; the parts are environment, models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_time_that_is_no_limit_is_an_error(minutes: str) -> None:
+    """Without time every part would be skipped, and the command succeed."""
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--minutes", minutes])
+
+
+def test_output_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file cannot be written to"):
+        run.run_parts((), device="cpu", tiny=True, output=tmp_path / "file", minutes=1)
 
 
 def test_a_part_that_takes_too_long_keeps_its_figures(
@@ -125,6 +140,24 @@ def test_a_part_that_takes_too_long_keeps_its_figures(
     result = read_result("parity", records, 5.0, problem)
     assert result.status == "failed: stopped after 5 s, its share of the time"
     assert [cell.figure.values for cell in result.cells] == [(3.0,)]
+
+
+def test_without_models_the_parts_that_need_them_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would fail, and advise to publish a model."""
+    started = []
+
+    def run_part(name: str, task: Task, log: Path) -> str | None:
+        started.append(name)
+        return "failed: no space left" if name == "models" else None
+
+    monkeypatch.setattr(run, "_run_part", run_part)
+    names = ("environment", "models", "parity", "memory")
+    assert not run.run_parts(names, device="cpu", tiny=True, output=tmp_path, minutes=1)
+    assert started == ["environment", "models"]
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [part["status"] for part in parts[2:]] == [run.WITHOUT_MODELS] * 2
 
 
 def test_a_part_without_time_is_skipped(tmp_path: Path) -> None:
@@ -229,7 +262,7 @@ def vectors(rows: int = 4) -> np.ndarray:
 
 def test_parity_of_equal_vectors_passes(tmp_path: Path) -> None:
     record = Recorder(tmp_path / "records")
-    parity.judge(record, PHRASE, "texts", vectors() * 1.0001, vectors(), table="table")
+    parity.judge(record, ROW, "texts", vectors() * 1.0001, vectors(), table="table")
     cosine, difference = records_of(tmp_path / "records")
     assert cosine["values"] == [pytest.approx(1.0, abs=1e-6)]
     assert 1e-5 < difference["values"][0] < 1e-3
@@ -245,9 +278,9 @@ def test_parity_fails_on_a_corrupted_vector(tmp_path: Path, damage: str) -> None
     else:
         wrong[3, 0] = np.nan
     record = Recorder(tmp_path / "records")
-    parity.judge(record, PHRASE, "texts", wrong, vectors(), table="table")
+    parity.judge(record, ROW, "texts", wrong, vectors(), table="table")
     [failed] = [line for line in records_of(tmp_path / "records") if line["kind"] == "failed"]
-    assert failed["text"].startswith(f"table, {PHRASE}, texts: cosine ")
+    assert failed["text"].startswith(f"table, {ROW}, texts: cosine ")
 
 
 def test_ranking_puts_the_most_similar_picture_first() -> None:

@@ -28,6 +28,16 @@ def test_load_gives_every_parameter_a_value(tiny_model: Path) -> None:
     assert not list(model.buffers())
 
 
+def test_loaded_network_gives_back_the_tensors_it_was_given(tiny_model: Path) -> None:
+    with weights.pull(str(tiny_model)) as pull:
+        tensors = load_tensors(pull.blocks(), torch.device("cpu"), torch.float32)
+    model = Clip(CONFIG)
+    model.load(tensors)
+    state = model.state_dict()
+    assert state.keys() == tensors.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+
+
 def test_load_rejects_tensors_of_another_network() -> None:
     """The error names missing, unknown and misshapen tensors, and nothing is loaded."""
     model = Clip(CONFIG)

@@ -153,6 +153,14 @@ def test_graphs_give_the_vectors_of_the_plain_network_for_images(
     np.testing.assert_allclose(vectors, with_graphs.embed_images(images), atol=1e-5)
 
 
+def test_text_that_overflows_does_not_affect_a_later_one(with_graphs: Embedder) -> None:
+    """Its tokens do not stay in the row: zero times infinity is not zero."""
+    graph = next(with_graphs._graphs._texts[1, 16])  # type: ignore[union-attr]
+    with_graphs.embed_texts(make_texts(12))
+    with_graphs.embed_texts(make_texts(5))
+    assert graph.inputs[0][0, 5:].tolist() == [0] * 11
+
+
 def test_vectors_do_not_change_with_the_next_call(with_graphs: Embedder) -> None:
     """A graph's output is overwritten by its next replay."""
     first = with_graphs.embed_texts(make_texts(5))
@@ -190,19 +198,24 @@ def test_network_without_graphs_is_used_if_none_can_be_captured(
     monkeypatch.setattr(cuda_graphs, "CudaGraph", fail)
     with torch.inference_mode():
         embedder._capture_graphs()
+    assert embedder._graphs is None
     assert "no CUDA graphs, so small batches are slower: CUDA out of memory." in caplog.text
     assert "More advice" not in caplog.text
     assert embedder.embed_texts(make_texts(5)).shape == (1, 768)
 
 
 @contextlib.contextmanager
-def memory_for(embedder: Embedder, count: int) -> Iterator[list[int]]:
+def memory_for(
+    embedder: Embedder,
+    count: int,
+    error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory"),  # noqa: B008
+) -> Iterator[list[int]]:
     """Let the network of `embedder` run out of memory for more than `count` images."""
     encode, batches = embedder._encode_images, []
 
     def limited(images: Sequence[Pixels]) -> Any:
         if len(images) > count:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         batches.append(len(images))
         return encode(images)
 
@@ -220,6 +233,22 @@ def test_batch_is_halved_until_it_fits(
         np.testing.assert_allclose(embedder.embed_images(images), expected, atol=1e-5)
     assert batches == [1, 2, 2, 2]
     assert "out of GPU memory: a batch of 7 is embedded in halves" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_missing_memory_is_recognized_in_other_errors(
+    error: RuntimeError, embedder: Embedder, fake_gpu: None
+) -> None:
+    images = make_images(3, embedder.config.image_size)
+    with memory_for(embedder, 1, error) as batches:
+        assert embedder.embed_images(images).shape == (3, 768)
+    assert batches == [1, 1, 1]
 
 
 def test_one_input_without_memory_is_an_error_and_the_next_succeeds(

@@ -160,7 +160,7 @@ def test_windows_gpus_of_other_makers_are_none(
 # --- CUDA_VISIBLE_DEVICES ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["", " ", "-1", "-1,0"])
+@pytest.mark.parametrize("value", ["", " ", "-1", "-1,0", "none", "NoDevFiles"])
 def test_a_gpu_hidden_on_purpose_is_a_warning(
     value: str, make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_hidden_gpu_that_is_required_is_an_error(make_host: MakeHost) -> None:
     )
 
 
-@pytest.mark.parametrize("value", ["7", "GPU-8932f937", "none"])
+@pytest.mark.parametrize("value", ["7", "GPU-8932f937"])
 def test_an_index_that_does_not_exist_is_named_as_the_cause(
     value: str, make_host: MakeHost
 ) -> None:
@@ -258,6 +258,22 @@ def test_the_control_node_alone_is_no_gpu(
     assert caplog.messages == []
 
 
+def test_a_machine_without_devices_has_no_gpu(tmp_path: Path) -> None:
+    assert not Host(tmp_path / "no such folder", tmp_path, lambda: None).has_gpu()
+
+
+def test_a_library_of_the_name_without_its_functions_is_no_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert query_driver() is None
+
+
+def test_the_stub_of_the_toolkit_is_named_as_the_cause(make_host: MakeHost) -> None:
+    """It fails, and says no version of CUDA."""
+    assert "is the stub of the CUDA toolkit" in error_of(make_host(driver=Driver((0, 0), 34)))
+
+
 def test_without_a_gpu_the_drivers_library_is_not_loaded(no_gpu: MakeHost) -> None:
     host = no_gpu(NVIDIA_VISIBLE_DEVICES="all")
     unused = Host(host.dev, host.proc, lambda: pytest.fail("loads libcuda"))
@@ -276,8 +292,8 @@ def test_a_required_gpu_that_is_not_there_is_an_error(
 ) -> None:
     host = make_host(nodes=(), version=None, driver=driver)
     assert error_of(host, required=True) == (
-        f"CLIP_DEVICE is 'cuda', but there is no GPU {missing}; start a container with `docker run"
-        " --gpus all`, or use 'cpu' or leave it unset"
+        f"CLIP_DEVICE is 'cuda', but there is no GPU {missing}; install the driver on the host,"
+        " start a container with `docker run --gpus all`, or use 'cpu' or leave it unset"
     )
 
 

@@ -24,16 +24,17 @@ class Predictor(BasePredictor):
             self.processor = CLIPProcessor.from_pretrained(directory)
         self.model.eval()
 
-    @torch.inference_mode()
     def predict(
         self,
         text: str | None = Input(description="Text to embed", default=None),
         image: Path | None = Input(description="Image to embed", default=None),
     ) -> list[float]:
-        if image is not None:
-            inputs = self.processor(images=Image.open(image), return_tensors="pt")
-            features = self.model.get_image_features(**inputs)
-        else:
-            inputs = self.processor(text=text, return_tensors="pt", padding=True)
-            features = self.model.get_text_features(**inputs)
+        # Not a decorator: Cog would not find the defaults behind it.
+        with torch.inference_mode():
+            if image is not None:
+                inputs = self.processor(images=Image.open(image), return_tensors="pt")
+                features = self.model.get_image_features(**inputs)
+            else:
+                inputs = self.processor(text=text, return_tensors="pt", padding=True)
+                features = self.model.get_text_features(**inputs)
         return getattr(features, "pooler_output", features)[0].tolist()
