@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from clip_embed.batching import Batcher, BatchQueue, BatchResult
 from clip_embed.checkpoint.manifest import CONFIG_NAME, TOKENIZER_NAME, Block, Manifest
-from clip_embed.errors import ImageError
+from clip_embed.errors import ImageError, TextError
 from clip_embed.inputs.data_uri import decode_data_uri, is_data_uri
 from clip_embed.inputs.image_url import (
     Download,
@@ -233,6 +233,9 @@ class Service:
         """Embed `text`, cut to the model's context length. Raises TextError, EmbeddingError."""
         with self._observer.prediction("text"):
             started = time.perf_counter()
+            # Cog checks types only if it has a schema.
+            if not isinstance(text, str):
+                raise TextError(f"text is of type {type(text).__name__}; send a string")
             if len(text) <= SHORT_TEXT:
                 tokens = self._tokenizer.tokenize(text)
             else:
@@ -252,6 +255,8 @@ class Service:
         metrics: Metrics = {}
         with self._observer.prediction("image"):
             started = time.perf_counter()
+            if not isinstance(image, str | os.PathLike):
+                raise ImageError(f"image is of type {type(image).__name__}; send a string")
             source: str | os.PathLike[str] | Download = image
             if isinstance(image, str) and is_http_url(image):
                 source = await self._downloader.download(image)

@@ -86,6 +86,16 @@ def test_image_embedding_has_a_vector_and_metrics(service: Service, image: Path)
     assert list(metrics)[2:] == ["prepare_ms", "queue_ms", "encode_ms"]
 
 
+@pytest.mark.parametrize("value", [5, ["a cat"], {"a": "cat"}])
+def test_input_that_is_no_string_is_an_error(value: Any, service: Service) -> None:
+    """Without a schema, Cog lets it through."""
+    kind = type(value).__name__
+    with pytest.raises(TextError, match=f"text is of type {kind}; send a string"):
+        asyncio.run(service.embed_text(value))
+    with pytest.raises(ImageError, match=f"image is of type {kind}; send a string"):
+        asyncio.run(service.embed_image(value))
+
+
 def test_truncated_text_is_logged(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "clip_embed"):
         embedding = asyncio.run(service.embed_text("bicycle " * 1000))
