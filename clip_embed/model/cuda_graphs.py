@@ -41,7 +41,7 @@ Pool = Any
 
 
 class CudaGraph:
-    """A captured function of tensors of fixed shapes. Use all graphs on one stream, in one thread.
+    """A captured function of tensors of fixed shapes. Use all graphs on one stream, one at a time.
 
     inputs: one NumPy array each, in page-locked memory, written by the caller before `replay`.
     output: the same, read by the caller after `wait`.
