@@ -45,21 +45,25 @@ class Section:
     figures: Sequence[Figure] = ()
 
 
-def machine() -> str:
-    """Describe this machine in one line."""
-    model = platform.processor() or platform.machine()
+def processor() -> str:
+    """Return the name of this machine's CPU."""
     try:
         with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        model = names[0] if names else model
-    except OSError:
-        pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+            return next(line.split(":", 1)[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float:
+    """Return the GiB of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def machine() -> str:
+    """Describe this machine in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {gpu};"
+        f"{os.cpu_count()} cores ({processor()}), {memory_gib():.0f} GiB, {gpu};"
         f" Python {platform.python_version()}, torch {torch.__version__}"
     )
 

@@ -25,7 +25,7 @@ from clip_embed.checkpoint.manifest import CONFIG_NAME
 from clip_embed.embedder import Embedder
 from clip_embed.inputs.preprocess import Pixels, PreprocessConfig
 from clip_embed.inputs.tokenizer import Tokenizer, Tokens
-from clip_embed.model.config import read_config
+from clip_embed.model.config import ClipConfig, read_config
 from clip_embed.service import LoadedModel, load_embedder
 from clip_embed.startup.cpu_quota import usable_cpus
 from scripts.benchmarks.worker import serve
@@ -156,10 +156,15 @@ def normalize(pixels: Sequence[Pixels], config: PreprocessConfig) -> torch.Tenso
     return batch.contiguous().float().div_(255).sub_(mean).div_(std)
 
 
+def read_configs(task: Task) -> tuple[ClipConfig, PreprocessConfig]:
+    """Return the architecture and the preprocessing of the published model."""
+    with weights.pull(task.ours) as pull:
+        return read_config(pull.file(CONFIG_NAME))
+
+
 def preprocess_config(task: Task) -> PreprocessConfig:
     """Return the preprocessing of the published model."""
-    with weights.pull(task.ours) as pull:
-        return read_config(pull.file(CONFIG_NAME))[1]
+    return read_configs(task)[1]
 
 
 def load_ours(location: str, device: str, cudnn_attention: bool = False) -> LoadedModel:
@@ -200,9 +205,11 @@ def dtype_of(task: Task) -> torch.dtype:
     return torch.float16 if task.device == "cuda" else torch.float32
 
 
+SERVICE, CATALOGS = "this service", "for catalogs"
+
 CONTENDERS: dict[str, Callable[[Task], Contender]] = {
-    "this service": ours,
-    "for catalogs": ours_with_cudnn_attention,
+    SERVICE: ours,
+    CATALOGS: ours_with_cudnn_attention,
     "without CUDA graphs": ours_without_graphs,
     "transformers": lambda task: Transformers(task, dtype_of(task)),
     "open_clip": lambda task: OpenClip(task, dtype_of(task)),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import os
 import platform
 import shutil
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 
 import torch
 
 from clip_embed.startup.cpu_quota import usable_cpus
+from scripts.benchmarks.model import sgemm_gflops
+from scripts.benchmarks.report import memory_gib, processor
 from scripts.gpu.part import Recorder, Task
 from scripts.lib.cog_server import ROOT
 
@@ -39,36 +39,25 @@ def run(task: Task, record: Recorder) -> None:
             _measure_clock(record)
     else:
         with record.section("matrix product"):
-            size = 512 if task.tiny else 2048
-            rates = [cpu_teraflops(size) for _ in range(RUNS)]
-            row = f"float32 matrix product on the CPU, {size}³"
-            record.figure(CEILINGS, row, rates, "TFLOP/s", more_is_better=True)
+            row = f"float32 matrix product on the CPU, {_cpu_size(task)}³"
+            record.figure(CEILINGS, row, peak_teraflops(task), "TFLOP/s", more_is_better=True)
 
 
 def _describe(task: Task, record: Recorder) -> None:
     if task.device == "cuda":
-        card = torch.cuda.get_device_properties(0)
-        record.fact("card", card.name)
-        record.fact("compute capability", f"{card.major}.{card.minor}")
-        record.fact("card memory", f"{card.total_memory / 2**30:.1f} GiB")
-        record.fact("driver", query_card("driver_version") or "unknown")
+        gpu = torch.cuda.get_device_properties(0)
+        record.fact("GPU", gpu.name)
+        record.fact("compute capability", f"{gpu.major}.{gpu.minor}")
+        record.fact("GPU memory", f"{gpu.total_memory / 2**30:.1f} GiB")
+        record.fact("driver", query_gpu("driver_version") or "unknown")
         record.fact("CUDA", str(torch.version.cuda))
         record.fact("cuDNN", str(torch.backends.cudnn.version()))
-        if mode := query_card("persistence_mode"):
+        if mode := query_gpu("persistence_mode"):
             record.fact("persistence mode", mode)
     record.fact("torch", torch.__version__)
     record.fact("Python", platform.python_version())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    record.fact("CPU", f"{_processor()}, {usable_cpus()} cores, {memory:.0f} GiB")
+    record.fact("CPU", f"{processor()}, {usable_cpus()} cores, {memory_gib():.0f} GiB")
     record.fact("commit", _commit())
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def _commit() -> str:
@@ -81,8 +70,8 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def query_card(*names: str) -> str | None:
-    """Return what nvidia-smi says of the first card, None if it does not answer."""
+def query_gpu(*names: str) -> str | None:
+    """Return what nvidia-smi says of the first GPU, None if it does not answer."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(names)}"]
@@ -93,27 +82,22 @@ def query_card(*names: str) -> str | None:
 
 
 def measure_teraflops(rows: int, inputs: int, outputs: int, runs: int = RUNS) -> list[float]:
-    """Return the TFLOP/s of float16 products of random matrices on the card."""
+    """Return the TFLOP/s of float16 products of random matrices on the GPU."""
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.float16)
     w = torch.randn(outputs, inputs, device="cuda", dtype=torch.float16)
     seconds = _event_seconds(lambda: torch.nn.functional.linear(x, w), runs)
     return [2 * rows * inputs * outputs / each / 1e12 for each in seconds]
 
 
-def cpu_teraflops(size: int) -> float:
-    """Return the TFLOP/s of one float32 product of square matrices on the CPU."""
-    torch.set_num_threads(usable_cpus())
-    x, w = torch.randn(size, size), torch.randn(size, size)
-    begin = time.perf_counter()
-    torch.nn.functional.linear(x, w)
-    return 2 * size**3 / (time.perf_counter() - begin) / 1e12
-
-
 def peak_teraflops(task: Task) -> float:
-    """Measure the ceiling of the network on the device: float16 on a card, float32 on a CPU."""
+    """Measure the ceiling of the network on the device: float16 on a GPU, float32 on a CPU."""
     if task.device == "cuda":
         return statistics.median(measure_teraflops(SQUARE, SQUARE, SQUARE))
-    return max(cpu_teraflops(512 if task.tiny else 2048) for _ in range(RUNS))
+    return sgemm_gflops(_cpu_size(task)) / 1e3
+
+
+def _cpu_size(task: Task) -> int:
+    return 512 if task.tiny else 2048
 
 
 def _measure_products(record: Recorder) -> None:
@@ -128,7 +112,7 @@ def _measure_copies(record: Recorder) -> None:
         torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_() for _ in range(2)
     )
     rates = [2 * COPY_BYTES / each / 1e9 for each in _event_seconds(lambda: first.copy_(second))]
-    row = "copy on the card, bytes read and written"
+    row = "copy on the GPU, bytes read and written"
     record.figure(CEILINGS, row, rates, "GB/s", more_is_better=True)
     host = torch.empty(COPY_BYTES // 4, dtype=torch.uint8, pin_memory=True)
     part = first[: len(host)]
@@ -139,7 +123,7 @@ def _measure_copies(record: Recorder) -> None:
 
 
 def _event_seconds(call: Callable[[], object], runs: int = RUNS) -> list[float]:
-    """Return the seconds of each call on the card, by its own clock, after three warm-ups."""
+    """Return the seconds of each call on the GPU, by its own clock, after three warm-ups."""
     for _ in range(3):
         call()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
@@ -152,14 +136,14 @@ def _event_seconds(call: Callable[[], object], runs: int = RUNS) -> list[float]:
 
 
 def _measure_clock(record: Recorder) -> None:
-    """Ask for the clock while the card multiplies matrices, for about two seconds."""
+    """Record clock, power and temperature during matrix products, for about two seconds."""
     if shutil.which("nvidia-smi") is None:
         record.skip("clock: there is no nvidia-smi")
         return
     x = torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.float16)
     for _ in range(1000):
         torch.mm(x, x)
-    answer = query_card("clocks.sm", "clocks.max.sm", "power.draw", "temperature.gpu")
+    answer = query_gpu("clocks.sm", "clocks.max.sm", "power.draw", "temperature.gpu")
     torch.cuda.synchronize()
     if answer is None:
         record.skip("clock: nvidia-smi does not answer")

@@ -1,4 +1,4 @@
-"""Measure the memory of the service: of its processes, and on the card."""
+"""Measure the memory of the service: of its processes, and on the GPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from clip_embed.model.batch_limits import SERVICE_LIMITS
 from scripts.gpu.contenders import load_ours, noise
-from scripts.gpu.environment import query_card
+from scripts.gpu.environment import query_gpu
 from scripts.gpu.part import Recorder, Task
 from scripts.gpu.samples import LONG_TEXT
 from scripts.gpu.server import start_server
 
 TABLE = "memory of the service"
 SETTLE_SECONDS = 2.0
-"""After a process has ended, until its memory on the card is free."""
+"""After a process has ended, until its memory on the GPU is free."""
 
 
 def run(task: Task, record: Recorder) -> None:
@@ -30,7 +30,7 @@ def run(task: Task, record: Recorder) -> None:
 
 def _measure_server(task: Task, record: Recorder) -> None:
     time.sleep(0 if task.tiny else SETTLE_SECONDS)
-    before = query_card("memory.used") if task.device == "cuda" else None
+    before = query_gpu("memory.used") if task.device == "cuda" else None
     with start_server(task, task.ours) as server:
         server.wait_ready(120)
         assert server.process is not None
@@ -38,9 +38,9 @@ def _measure_server(task: Task, record: Recorder) -> None:
         processes += processes[0].children(recursive=True)
         resident = sum(process.memory_info().rss for process in processes) / 2**30
         record.figure(TABLE, "resident, after READY, Cog included", resident, "GiB")
-        if before is not None and (after := query_card("memory.used")) is not None:
+        if before is not None and (after := query_gpu("memory.used")) is not None:
             used = (float(after) - float(before)) / 2**10
-            record.figure(TABLE, "on the card after READY, by nvidia-smi", used, "GiB")
+            record.figure(TABLE, "on the GPU after READY, by nvidia-smi", used, "GiB")
 
 
 def _measure_network(task: Task, record: Recorder) -> None:

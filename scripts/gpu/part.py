@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,11 @@ def main() -> None:
     name, document = sys.argv[1:]
     task = Task(**json.loads(document))
     record = Recorder(Path(task.records))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all models are local
     with record.section(name):
+        from scripts.lib.cog_server import bypass_proxies  # needs packages
+
+        bypass_proxies()
         importlib.import_module(f"scripts.gpu.{name}").run(task, record)
 
 

@@ -139,7 +139,7 @@ def _measure_client(bodies: Path, seconds: float) -> float:
 
 @contextlib.contextmanager
 def _watched(task: Task, record: Recorder, row: str) -> Iterator[None]:
-    """Record the card's utilization during the block, as nvidia-smi sees it."""
+    """Record the GPU's utilization during the block, as nvidia-smi sees it."""
     if task.device != "cuda" or shutil.which("nvidia-smi") is None:
         yield
         return
@@ -160,7 +160,7 @@ def _watched(task: Task, record: Recorder, row: str) -> Iterator[None]:
         output = process.communicate()[0]
     with contextlib.suppress(ValueError):  # "[N/A]"
         samples = [[float(each) for each in line.split(", ")] for line in output.splitlines()]
-        # The first and the last one see the idle card.
+        # The first and the last one see the idle GPU.
         for name, values in zip(names, zip(*samples[1:-1], strict=True), strict=False):
             unit = {"utilization.gpu": "%", "clocks.sm": "MHz", "power.draw": "W"}[name]
-            record.figure("the card under load", row, values, unit, column=name)
+            record.figure("the GPU under load", row, values, unit, column=name)

@@ -6,12 +6,10 @@ import contextlib
 import math
 import random
 
-import weights
-from clip_embed.checkpoint.manifest import CONFIG_NAME
-from clip_embed.model.config import ClipConfig, read_config
+from clip_embed.model.config import ClipConfig
 from scripts.benchmarks.model import block_weights
 from scripts.benchmarks.worker import Worker
-from scripts.gpu.contenders import CONTENDERS, command
+from scripts.gpu.contenders import CATALOGS, CONTENDERS, SERVICE, command, read_configs
 from scripts.gpu.environment import peak_teraflops
 from scripts.gpu.part import Recorder, Task
 
@@ -24,7 +22,7 @@ TITLES = {
     "long texts": "texts of 77 tokens",
     "images": "preprocessed images",
 }
-OURS = {"this service", "for catalogs"}
+OURS = {SERVICE, CATALOGS}
 SHARE = "images: share of the rate of a matrix product"
 
 
@@ -32,7 +30,7 @@ def run(task: Task, record: Recorder) -> None:
     """Record items per second of each contender, and the share of the device's peak."""
     batches = (1, 4) if task.tiny else BATCHES
     rounds, seconds = (2, 0.0) if task.tiny else (ROUNDS, 0.05)
-    flop = image_flop(_config(task)) / 1e12
+    teraflop = image_flop(read_configs(task)[0]) / 1e12
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(command(name, task))) for name in CONTENDERS}
         for kind in TITLES:
@@ -42,20 +40,28 @@ def run(task: Task, record: Recorder) -> None:
                 )
                 _record(record, kind, batch, rates)
                 if kind == "images":
-                    # Measured right after the images: a warm GPU lowers its clock.
-                    peak = peak_teraflops(task)
-                    record.figure(SHARE, str(batch), peak, "TFLOP/s", column="matrix product")
-                    for name in rates.keys() & OURS:
-                        shares = [rate * flop / peak for rate in rates[name]]
-                        record.figure(
-                            SHARE, str(batch), shares, "share", column=name, more_is_better=True
-                        )
+                    _record_shares(record, batch, rates, teraflop, peak_teraflops(task))
         if task.device == "cuda":
-            for what in ("allocated", "reserved"):
-                for name, worker in workers.items():
-                    value = worker.measure(what, 0, 0)
-                    if not math.isnan(value):
-                        record.figure("peak memory on the card", name, value, "GiB", column=what)
+            _record_memory(record, workers)
+
+
+def _record_shares(
+    record: Recorder, batch: int, rates: dict[str, list[float]], teraflop: float, peak: float
+) -> None:
+    """Record the service's share of `peak`, in TFLOP/s, measured right after the images: a warm GPU
+    lowers its clock. teraflop: of one image."""
+    record.figure(SHARE, str(batch), peak, "TFLOP/s", column="matrix product")
+    for name in rates.keys() & OURS:
+        shares = [rate * teraflop / peak for rate in rates[name]]
+        record.figure(SHARE, str(batch), shares, "share", column=name, more_is_better=True)
+
+
+def _record_memory(record: Recorder, workers: dict[str, Worker]) -> None:
+    for what in ("allocated", "reserved"):
+        for name, worker in workers.items():
+            value = worker.measure(what, 0, 0)
+            if not math.isnan(value):
+                record.figure("peak memory on the GPU", name, value, "GiB", column=what)
 
 
 def _measure_in_turn(
@@ -90,11 +96,6 @@ def _record(record: Recorder, kind: str, batch: int, rates: dict[str, list[float
         if batch == 1:
             milliseconds = [1e3 / value for value in values]
             record.figure("one at a time", TITLES[kind], milliseconds, "ms", column=name)
-
-
-def _config(task: Task) -> ClipConfig:
-    with weights.pull(task.ours) as pull:
-        return read_config(pull.file(CONFIG_NAME))[0]
 
 
 def image_flop(config: ClipConfig) -> float:

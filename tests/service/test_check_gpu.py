@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_every_part_succeeds_and_has_figures(tiny_run: Path) -> None:
 def test_every_contender_is_measured(tiny_run: Path) -> None:
     text = (tiny_run / "gpu.md").read_text()
     for kind in throughput.TITLES.values():
-        head = f"| {kind}, per second | this service | without CUDA graphs | transformers |"
+        head = f"| {kind}, per second | this service | for catalogs | without CUDA graphs |"
         assert head in text
     assert "READY, weights in an emulated bucket" in text
     assert "| import torch |" in text
@@ -153,9 +154,11 @@ def test_without_models_the_parts_that_need_them_are_skipped(
         return "failed: no space left" if name == "models" else None
 
     monkeypatch.setattr(run, "_run_part", run_part)
+    environment = dict(os.environ)
     names = ("environment", "models", "parity", "memory")
     assert not run.run_parts(names, device="cpu", tiny=True, output=tmp_path, minutes=1)
     assert started == ["environment", "models"]
+    assert os.environ == environment  # variables for the parts are set in their processes
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert [part["status"] for part in parts[2:]] == [run.WITHOUT_MODELS] * 2
 
@@ -217,7 +220,7 @@ def test_a_failed_part_fails_the_command_and_a_skipped_one_does_not() -> None:
 
 def test_tables_have_medians_by_row_and_column(tmp_path: Path) -> None:
     record = Recorder(tmp_path / "records")
-    record.fact("card", "NVIDIA H100")
+    record.fact("GPU", "NVIDIA H100")
     record.figure("texts", "1", [3.0, 1.0, 2.0], "per second", column="ours")
     record.figure("texts", "1", 1234.5, "per second", column="theirs")
     record.figure("texts", "8", 0.01234, "per second", column="theirs")
@@ -231,7 +234,7 @@ def test_tables_have_medians_by_row_and_column(tmp_path: Path) -> None:
     assert "| throughput | 10 | ok |" in text
     assert (
         "| texts, per second | ours | theirs |\n|---|---|---|\n| 1 | 2 | 1,234 |\n"
-        "| 8 |  | 0.0123 |\n\ncard NVIDIA H100; device cuda; model ViT-L/14, random weights; date "
+        "| 8 |  | 0.0123 |\n\nGPU NVIDIA H100; device cuda; model ViT-L/14, random weights; date "
     ) in text
     assert "| connections | p50 ms | 409 |\n|---|---|---|\n| 64 | 5 | 7 |\n" in text
     assert "| starts, s | median | range |\n|---|---|---|\n| READY | 4.5 | 4 – 5 |\n" in text
@@ -378,16 +381,16 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nvidia_smi_is_asked(nvidia_smi: Path) -> None:
-    assert environment.query_card("driver_version", "persistence_mode") == "580.159.04, Enabled"
+    assert environment.query_gpu("driver_version", "persistence_mode") == "580.159.04, Enabled"
 
 
 def test_nvidia_smi_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert environment.query_card("driver_version") is None
+    assert environment.query_gpu("driver_version") is None
 
 
-def test_card_is_watched_under_load(tmp_path: Path, nvidia_smi: Path) -> None:
-    """The first and the last sample are left out: they are of an idle card."""
+def test_gpu_is_watched_under_load(tmp_path: Path, nvidia_smi: Path) -> None:
+    """The first and the last sample are left out: they are of an idle GPU."""
     samples = ("0, 345, 70.1", "90, 1900, 500.2", "94, 1980, 510.5", "1, 345, 71")
     (tmp_path / "samples").write_text("".join(f"{each}\n" for each in samples))
     task = Task("cuda", True, str(tmp_path), str(tmp_path / "records"), 60.0)
