@@ -8,7 +8,6 @@ quick; `load_embedder` imports torch while the weights are being downloaded.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
@@ -153,7 +152,7 @@ def load_embedder(
         )
         from clip_embed.embedder import Embedder  # meanwhile
 
-        with gpu_errors() if chosen.type == "cuda" else contextlib.nullcontext():
+        with gpu_errors():
             cuda_start.load_cublas(chosen)
             embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
         timer.end_stage("load")

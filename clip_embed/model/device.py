@@ -100,7 +100,7 @@ def gpu_errors() -> Iterator[None]:
         yield
     except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
         if "CUDA" not in str(error) and "NVIDIA" not in str(error):
-            raise
+            raise  # of a thread, or of a CPU's memory
         # torch's further lines are advice on debugging kernels.
         first_line, _, _ = str(error).partition("\n")
         raise SettingError(

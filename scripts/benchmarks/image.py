@@ -19,7 +19,7 @@ from clip_embed.inputs.preprocess import preprocess_image
 from clip_embed.model.config import ClipConfig
 from scripts.benchmarks.model import (
     LIBRARIES,
-    block_weights,
+    image_flop,
     items_per_second,
     load_library,
     load_ours,
@@ -66,9 +66,7 @@ def run(runs: int) -> list[Section]:
 
 def _compare_with_matrix_product(ours: Figure) -> str:
     config = ClipConfig.from_open_clip(open_clip.get_model_config(DEFAULT_MODEL))
-    tower, tokens = config.vision, (config.image_size // config.patch_size) ** 2 + 1
-    # Per image: weights times tokens, and attention's two products of tokens with tokens.
-    flop = 2 * block_weights(tower) * tokens + tower.layers * 4 * tokens**2 * tower.width
+    flop = image_flop(config)
     rate = flop * ours.median / 1e9
     limit = sgemm_gflops()
     return (

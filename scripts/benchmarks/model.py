@@ -81,9 +81,26 @@ def items_per_second(count: int, encode: Callable[[], object]) -> float:
         return count / (time.perf_counter() - begin)
 
 
-def block_weights(tower: TowerConfig) -> float:
-    """Return the number of weights in all blocks: the projections of attention, and the MLP."""
-    return tower.layers * (4 + 2 * tower.mlp_ratio) * tower.width**2
+def text_flop(config: ClipConfig, tokens: float) -> float:
+    """Return the floating-point operations of this service for a text: weights times tokens."""
+    return _block_flop(config.text, tokens)
+
+
+def image_flop(config: ClipConfig) -> float:
+    """Return the floating-point operations of this service for an image.
+
+    Weights times tokens, and attention's two products of tokens with tokens.
+    """
+    tower, tokens = config.vision, (config.image_size // config.patch_size) ** 2 + 1
+    return _block_flop(tower, tokens) + (tower.layers - 1) * 4 * tokens**2 * tower.width
+
+
+def _block_flop(tower: TowerConfig, tokens: float) -> float:
+    """Return the operations of the projections of attention and the MLPs. Of the last block, keys
+    and values alone are computed for all tokens (model/clip.py)."""
+    keys_and_values, others = 2, 2 + 2 * tower.mlp_ratio
+    weights = tower.layers * keys_and_values + (tower.layers - 1) * others
+    return 2 * weights * tower.width**2 * tokens
 
 
 def sgemm_gflops(size: int = 2048) -> float:

@@ -1,7 +1,6 @@
 """Turn the file of a photograph into the pixels that CLIP reads: this service and the libraries.
 
-The large photographs are the examples of this repository, enlarged to the size of a phone camera's
-and with a sensor's noise, so that the repository holds no 12-megapixel files.
+The large photographs are the examples of this repository, enlarged (camera.py).
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ from transformers import CLIPImageProcessor
 
 from clip_embed.inputs.preprocess import Pixels, PreprocessConfig, preprocess_image
 from clip_embed.startup.cpu_quota import usable_cpus
+from scripts.benchmarks.camera import write_camera_photo
 from scripts.benchmarks.report import Figure, Section, in_turn, table
 from scripts.lib.cog_server import CACHE, ROOT
 
-LARGE = (4032, 3024)  # width, height
-NOISE = 6  # standard deviation, of 255
 CONCURRENT = 32  # photographs
-EXIF_MAKE = 0x010F  # the camera's maker
 
 CONFIG = PreprocessConfig(
     224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, Image.Resampling.BICUBIC
@@ -47,7 +44,9 @@ def run(runs: int) -> list[Section]:
     examples = sorted((ROOT / "examples").glob("*.jpg"))
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        large = [_enlarge(photo, Path(folder)) for photo in examples]
+        large = [Path(folder, photo.name) for photo in examples]
+        for photo, path in zip(examples, large, strict=True):
+            write_camera_photo(photo, path)
         photographs = {"12 megapixels, JPEG": large, "the examples as they are": examples}
         return [
             *(_compare(title, paths, runs) for title, paths in photographs.items()),
@@ -81,19 +80,6 @@ def _compare(title: str, paths: Sequence[Path], runs: int) -> Section:
     figures = in_turn(measurements, runs, "ms")
     named = [Figure(f"{title}: {each.name}", each.values, each.unit) for each in figures]
     return Section(table(title, figures, figures[0]), named)
-
-
-def _enlarge(photo: Path, folder: Path) -> Path:
-    """Write `photo` as a camera would have: at 12 megapixels, with noise and the camera's name."""
-    with Image.open(photo) as image:
-        enlarged = image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC)
-    noise = np.random.default_rng(0).normal(0, NOISE, (LARGE[1], LARGE[0], 3)).astype(np.float32)
-    pixels = (np.asarray(enlarged) + noise).clip(0, 255).astype(np.uint8)
-    exif = Image.Exif()
-    exif[EXIF_MAKE] = "a camera"
-    path = folder / photo.name
-    Image.fromarray(pixels).save(path, quality=90, exif=exif)
-    return path
 
 
 def _difference_from_open_clip(title: str, paths: Sequence[Path]) -> Section:

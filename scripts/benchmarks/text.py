@@ -19,11 +19,11 @@ from scripts.benchmarks.captions import captions
 from scripts.benchmarks.checkout import THIS, Checkout
 from scripts.benchmarks.model import (
     LIBRARIES,
-    block_weights,
     items_per_second,
     load_library,
     model_files,
     sgemm_gflops,
+    text_flop,
 )
 from scripts.benchmarks.report import Figure, Section, in_turn, table
 from scripts.benchmarks.worker import Worker, serve
@@ -64,7 +64,7 @@ def _compare_with_matrix_product(ours: Figure) -> str:
     config = ClipConfig.from_open_clip(open_clip.get_model_config(DEFAULT_MODEL))
     tokenizer = Tokenizer(tokenizer_json(), config.context_length)
     tokens = sum(tokenizer.tokenize(text).eot_index + 1 for text in TEXTS) / len(TEXTS)
-    flop = 2 * block_weights(config.text) * tokens  # per caption
+    flop = text_flop(config, tokens)
     rate = flop * ours.median / 1e9
     limit = sgemm_gflops()
     return (

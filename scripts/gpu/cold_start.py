@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from scripts.gpu.part import Recorder, Task
-from scripts.gpu.server import start_server
+from scripts.gpu.server import make_server
 from scripts.lib.cog_server import ROOT, CogServer
 
 RUNS = 3
@@ -98,7 +98,7 @@ def _seconds_to_ready(
 ) -> float:
     """Start the server, record its stages, and return the seconds until READY."""
     begin = time.perf_counter()
-    with start_server(task, location, emulator) as server:
+    with make_server(task, location, emulator) as server:
         server.wait_ready(120)
         seconds = time.perf_counter() - begin
         for stage, each in read_stages(server.setup_log()).items():
@@ -137,7 +137,7 @@ def _filled_emulator(directory: Path) -> Iterator[str]:
 def _compare_first_predictions(task: Task, record: Recorder) -> None:
     photo = base64.b64encode((ROOT / "examples" / "cat.jpg").read_bytes()).decode()
     values = {"text": "a photo of a cat", "image": f"data:image/jpeg;base64,{photo}"}
-    with start_server(task, task.ours) as server:
+    with make_server(task, task.ours) as server:
         server.wait_ready(120)
         for line in re.findall(r"(?:ready: |CUDA graphs |no CUDA graphs).*", server.setup_log()):
             record.note(f"Setup log: {line}")

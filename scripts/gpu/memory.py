@@ -12,7 +12,7 @@ from scripts.gpu.contenders import load_ours, noise
 from scripts.gpu.environment import query_gpu
 from scripts.gpu.part import Recorder, Task
 from scripts.gpu.samples import LONG_TEXT
-from scripts.gpu.server import start_server
+from scripts.gpu.server import make_server
 
 TABLE = "memory of the service"
 SETTLE_SECONDS = 2.0
@@ -31,7 +31,7 @@ def run(task: Task, record: Recorder) -> None:
 def _measure_server(task: Task, record: Recorder) -> None:
     time.sleep(0 if task.tiny else SETTLE_SECONDS)
     before = query_gpu("memory.used") if task.device == "cuda" else None
-    with start_server(task, task.ours) as server:
+    with make_server(task, task.ours) as server:
         server.wait_ready(120)
         assert server.process is not None
         processes = [psutil.Process(server.process.pid)]

@@ -11,10 +11,11 @@ from pathlib import Path
 from clip_embed.inputs.preprocess import preprocess_image
 from clip_embed.inputs.tokenizer import Tokenizer
 from clip_embed.startup.cpu_quota import usable_cpus
+from scripts.benchmarks.camera import write_camera_photo
 from scripts.benchmarks.captions import captions
 from scripts.gpu.contenders import preprocess_config
 from scripts.gpu.part import Recorder, Task
-from scripts.gpu.samples import PHOTOS, camera_photo
+from scripts.gpu.samples import PHOTOS
 from scripts.lib.cog_server import ROOT
 
 THREADS = (1, 4, 8)
@@ -25,7 +26,7 @@ def run(task: Task, record: Recorder) -> None:
     seconds = 0.2 if task.tiny else 1.5
     config = preprocess_config(task)
     large = Path(task.folder) / "camera.jpg"
-    camera_photo(large)
+    write_camera_photo(PHOTOS[0], large)
     works: dict[str, tuple[Callable[[Path], object], Sequence[Path]]] = {
         "examples": (functools.partial(preprocess_image, config=config), PHOTOS),
         "12-megapixel JPEG": (functools.partial(preprocess_image, config=config), [large]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -34,7 +33,7 @@ def short_captions(count: int) -> list[str]:
 
 
 def text_of(tokens: int, first: int = 0) -> str:
-    """Return a text of so many tokens, which begins with the word number `first`."""
+    """Return a text of `tokens` tokens, which begins with the word number `first`."""
     return " ".join(_WORDS[(first + number) % len(_WORDS)] for number in range(tokens))
 
 
@@ -67,14 +66,3 @@ def _png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def camera_photo(path: Path) -> None:
-    """Write a JPEG of 12 megapixels: an example, enlarged, with a sensor's noise."""
-    with Image.open(PHOTOS[0]) as image:
-        enlarged = image.convert("RGB").resize((4032, 3024), Image.Resampling.BICUBIC)
-    noise = np.random.default_rng(0).normal(0, 6, (3024, 4032, 3)).astype(np.float32)
-    pixels = (np.asarray(enlarged) + noise).clip(0, 255).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x010F] = "a camera"  # the maker: the mark of a camera's JPEG
-    Image.fromarray(pixels).save(path, quality=90, exif=exif)

@@ -1,4 +1,4 @@
-"""Start the real Cog server for a part."""
+"""Make the real Cog server for a part."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from scripts.gpu.part import Task
 from scripts.lib.cog_server import ROOT, CogServer
 
 
-def start_server(
+def make_server(
     task: Task, location: str, emulator: str | None = None, *, log: Any = sys.stderr
 ) -> CogServer:
-    """Return the server of the weights at `location`, not yet started. emulator: its URL.
+    """Return the server of the weights at `location`, not yet started. emulator: URL of the
+    bucket that holds them.
 
     log: receives its output; default, stderr. Raises ModuleNotFoundError if Cog is not installed.
     """

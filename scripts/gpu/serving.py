@@ -19,7 +19,7 @@ from clip_embed.startup.cpu_quota import usable_cpus
 from scripts.gpu import load_client
 from scripts.gpu.part import Recorder, Task
 from scripts.gpu.samples import PHOTOS, short_captions
-from scripts.gpu.server import start_server
+from scripts.gpu.server import make_server
 
 CONNECTIONS = (1, 32, 64)
 SECONDS = 5.0
@@ -64,7 +64,7 @@ def run(task: Task, record: Recorder) -> None:
         rate = _measure_client(bodies["text"], seconds)
         record.note(f"The load client alone, with a trivial server in Python: {rate:,.0f}/s.")
     # Cog writes lines for each prediction.
-    with start_server(task, task.ours, log=subprocess.DEVNULL) as server:
+    with make_server(task, task.ours, log=subprocess.DEVNULL) as server:
         server.wait_ready(120)
         for kind, path in bodies.items():
             load_server(server.port, 4, min(seconds, 1), path)  # warm-up

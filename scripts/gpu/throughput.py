@@ -6,8 +6,7 @@ import contextlib
 import math
 import random
 
-from clip_embed.model.config import ClipConfig
-from scripts.benchmarks.model import block_weights
+from scripts.benchmarks.model import image_flop
 from scripts.benchmarks.worker import Worker
 from scripts.gpu.contenders import CATALOGS, CONTENDERS, SERVICE, command, read_configs
 from scripts.gpu.environment import peak_teraflops
@@ -96,16 +95,3 @@ def _record(record: Recorder, kind: str, batch: int, rates: dict[str, list[float
         if batch == 1:
             milliseconds = [1e3 / value for value in values]
             record.figure("one at a time", TITLES[kind], milliseconds, "ms", column=name)
-
-
-def image_flop(config: ClipConfig) -> float:
-    """Return the floating-point operations that this service does for one image.
-
-    Weights times tokens, and attention's two products of tokens with tokens. Of the last block only
-    keys and values, a sixth of its weights, are computed for all tokens.
-    """
-    tokens = (config.image_size // config.patch_size) ** 2 + 1
-    tower = config.vision
-    blocks = 2 * block_weights(tower) * tokens
-    attention = (tower.layers - 1) * 4 * tokens**2 * tower.width
-    return blocks * (1 - 5 / 6 / tower.layers) + attention

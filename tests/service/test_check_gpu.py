@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.benchmarks.model import image_flop
 from scripts.check_gpu import PARTS, make_parser
 from scripts.gpu import cold_start, environment, load_client, parity, run, serving, throughput
 from scripts.gpu.part import Recorder, Task
@@ -310,7 +311,7 @@ def test_operations_for_an_image_leave_out_most_of_the_last_block() -> None:
 
     vision, text = TowerConfig(1024, 24, 16, 4.0), TowerConfig(768, 12, 12, 4.0)
     config = ClipConfig(768, 224, 14, 77, 49408, True, vision, text)
-    assert throughput.image_flop(config) == pytest.approx(156e9, rel=0.01)
+    assert image_flop(config) == pytest.approx(156e9, rel=0.01)
 
 
 def test_stages_are_read_from_the_setup_log() -> None:
