@@ -254,12 +254,11 @@ class VisionTower(nn.Module):
         self.proj = _empty_parameter(width, config.embed_dim)
 
     def forward(self, pixels: Tensor, depth: int | None) -> Tensor:
-        patches = self.conv1(pixels)
-        # Written in place: one pass over the activation less than with `cat` and `+`.
-        x = patches.new_empty(len(pixels), *self.positional_embedding.shape)  # [B, P, W]
-        x[:, 0] = self.class_embedding + self.positional_embedding[0]
-        torch.add(patches, self.positional_embedding[1:], out=x[:, 1:])
-        x = self.transformer(self.ln_pre(x), None, depth)  # [B, W]
+        x = self.conv1(pixels)
+        class_token = self.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1)  # [B, P, W]
+        x = self.ln_pre(x + self.positional_embedding)
+        x = self.transformer(x, None, depth)  # [B, W]
         return self.ln_post(x) @ self.proj  # type: ignore[no-any-return]  # [B, D]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import weights
 from clip_embed.checkpoint.load import load_tensors
 from clip_embed.errors import ModelError
-from clip_embed.model.clip import Clip
+from clip_embed.model.clip import Clip, Packing
 from clip_embed.model.config import ClipConfig
 from tests.helpers.paths import TINY
 
@@ -36,6 +37,19 @@ def test_loaded_network_gives_back_the_tensors_it_was_given(tiny_model: Path) ->
     state = model.state_dict()
     assert state.keys() == tensors.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+
+
+def test_gradients_reach_every_parameter() -> None:
+    """The demo's model is trained with this network (scripts/training)."""
+    model = Clip(dataclasses.replace(CONFIG, quick_gelu=False))
+    model.load({name: torch.full(p.shape, 0.01) for name, p in model.named_parameters()})
+    model.requires_grad_(True)
+    size = CONFIG.image_size
+    images = model.encode_image(torch.rand(2, 3, size, size))
+    texts = model.encode_text(torch.arange(9), Packing([4, 5], torch.device("cpu")))
+    (images.sum() + texts.sum()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == ["logit_scale"]  # the loss uses it
 
 
 def test_load_rejects_tensors_of_another_network() -> None:
