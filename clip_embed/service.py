@@ -126,7 +126,7 @@ def load_embedder(
     timer = timer or StageTimer()
     memory = PrefaultedMemory()
     on_cpu = not torch_import.gpu_is_likely(device)
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as background:
+    with ThreadPoolExecutor(2, thread_name_prefix="load") as background:
         if on_cpu:
             memory.prepare(pull.wait_complete)
         else:
@@ -141,6 +141,7 @@ def load_embedder(
         import torch
 
         from clip_embed.checkpoint.load import load_tensors
+        from clip_embed.model.cuda_kernels import compile_add_layer_norm
         from clip_embed.model.device import check_memory, choose_device, choose_dtype, gpu_errors
 
         timer.end_stage("import torch")
@@ -150,11 +151,13 @@ def load_embedder(
         tensors = background.submit(
             load_tensors, pull.blocks(), chosen, choose_dtype(chosen), memory.take
         )
+        open_clip_config = pull.file(CONFIG_NAME)
+        kernel = background.submit(compile_add_layer_norm, read_config(open_clip_config)[0], chosen)
         from clip_embed.embedder import Embedder  # meanwhile
 
         with gpu_errors():
             cuda_start.load_cublas(chosen)
-            embedder = Embedder.build(pull.file(CONFIG_NAME), tensors.result())
+            embedder = Embedder.build(open_clip_config, tensors.result(), kernel.result())
         timer.end_stage("load")
         return LoadedModel(embedder, tokenizer.result())
 

@@ -12,7 +12,8 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,10 @@ class Linear(nn.Module):
         return torch.addmm(bias, x, self.weight.t(), alpha=factor)
 
 
+AddLayerNorm = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""x, update, weight, bias → x + update, and its layer normalization."""
+
+
 class LayerNorm(nn.Module):
     """Layer normalization over the last dimension, which torch accumulates in float32."""
 
@@ -53,9 +58,18 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.weight = _empty_parameter(width)
         self.bias = _empty_parameter(width)
+        self.fused: AddLayerNorm | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+    def of_sum(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + update, and its normalization; x itself and its own if update is None."""
+        if update is not None:
+            if self.fused is not None:
+                return self.fused(x, update, self.weight, self.bias)
+            x = x + update
+        return x, self(x)
 
 
 QUICK_GELU_FACTOR = 1.702
@@ -183,22 +197,30 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(config.width)
         self.mlp = Mlp(config, quick_gelu)
 
-    def forward(self, x: Tensor, packing: Packing | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), packing)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, update: Tensor | None, packing: Packing | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new residual, and an update that is still to be added to it.
 
-    def pooled(self, x: Tensor, packing: Packing | None) -> Tensor:
-        """Return what `forward` gives for the pooled tokens only, [B, W].
+        x, update: the same, from the block before. So each sum is computed together with its layer
+        normalization.
+        """
+        x, normed = self.ln_1.of_sum(x, update)
+        x, normed = self.ln_2.of_sum(x, self.attn(normed, packing))
+        return x, self.mlp(normed)
+
+    def pooled(self, x: Tensor, update: Tensor | None, packing: Packing | None) -> Tensor:
+        """Return the sum of what `forward` gives, for the pooled tokens only: [B, W].
 
         These are the class tokens of images, and the end-of-text tokens of texts.
         """
-        normed = self.ln_1(x)
+        x, normed = self.ln_1.of_sum(x, update)
         if packing is None:
             x, pooled = x[:, 0], normed[:, 0]
         else:
             x, pooled = packing.at_ends(x), packing.at_ends(normed)
-        x = x + self.attn.pooled(normed, pooled, packing)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        x, normed = self.ln_2.of_sum(x, self.attn.pooled(normed, pooled, packing))
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -217,9 +239,10 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, packing: Packing | None, depth: int | None = None) -> Tensor:
         # [B, L, W], or [N, W] if packed -> [B, W]
         blocks = list(self.resblocks)[:depth]
+        update = None
         for block in blocks[:-1]:
-            x = block(x, packing)
-        return blocks[-1].pooled(x, packing)  # type: ignore[no-any-return, operator]
+            x, update = block(x, update, packing)
+        return blocks[-1].pooled(x, update, packing)  # type: ignore[no-any-return, operator]
 
 
 class PatchEmbedding(nn.Module):
@@ -307,6 +330,18 @@ class Clip(nn.Module):
         for module in self.modules():
             if isinstance(module, Mlp):
                 module.scale_bias()
+
+    @contextlib.contextmanager
+    def fusing(self, add_layer_norm: AddLayerNorm | None) -> Iterator[None]:
+        """Let both towers use `add_layer_norm` meanwhile, which has no derivative."""
+        norms = [module for module in self.modules() if isinstance(module, LayerNorm)]
+        for norm in norms:
+            norm.fused = add_layer_norm
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.fused = None
 
     def encode_image(self, pixels: Tensor, depth: int | None = None) -> Tensor:
         """Return the projected features of images, [B, D], not normalized.

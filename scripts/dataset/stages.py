@@ -197,7 +197,7 @@ class EmbedStage:
                     " again into another DEST, or restore the former model"
                 )
             self._embedder = load_embedder(pull, settings.device, threads=threads).embedder
-            self._embedder.warm_up(cudnn_attention=True)
+            self._embedder.warm_up(for_catalogs=True)
             pull.fill_cache()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

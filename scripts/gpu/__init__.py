@@ -4,7 +4,8 @@ environment  the machine, and the ceilings of its device
 models       the same random weights for this service, transformers and open_clip
 parity       vectors in float16, in batches and on the device, beside references
 cold_start   process start → READY
-throughput   direct calls, beside the libraries
+texts        direct calls, beside the libraries; see throughput.py
+images       the same
 serving      the real Cog server under load
 preparation  images and texts per second on the CPUs
 memory       of the device and of the process

@@ -59,7 +59,7 @@ def run(task: Task, record: Recorder) -> None:
             starts["transformers' first text"] = lambda: _seconds(
                 "-c", _TRANSFORMERS, str(checkpoint), task.device
             )
-        else:
+        elif task.libraries:
             record.skip("transformers' first text: there is no checkpoint, see the part models")
         _in_turn(starts, 1 if task.tiny else RUNS, record)
 

@@ -167,11 +167,11 @@ def preprocess_config(task: Task) -> PreprocessConfig:
     return read_configs(task)[1]
 
 
-def load_ours(location: str, device: str, cudnn_attention: bool = False) -> LoadedModel:
+def load_ours(location: str, device: str, for_catalogs: bool = False) -> LoadedModel:
     """Load the service's network as the service does, in its precision for `device`."""
     with weights.pull(location) as pull:
         loaded = load_embedder(pull, device)
-    loaded.embedder.warm_up(cudnn_attention)
+    loaded.embedder.warm_up(for_catalogs)
     return loaded
 
 
@@ -187,9 +187,9 @@ def ours(task: Task) -> Ours:
     return Ours(loaded.embedder, loaded.tokenizer)
 
 
-def ours_with_cudnn_attention(task: Task) -> Ours:
+def ours_for_catalogs(task: Task) -> Ours:
     """Load the network as scripts/embed_dataset.py does."""
-    loaded = load_ours(task.ours, task.device, cudnn_attention=True)
+    loaded = load_ours(task.ours, task.device, for_catalogs=True)
     return Ours(loaded.embedder, loaded.tokenizer)
 
 
@@ -206,10 +206,11 @@ def dtype_of(task: Task) -> torch.dtype:
 
 
 SERVICE, CATALOGS = "this service", "for catalogs"
+LIBRARIES = {"transformers", "open_clip"}
 
 CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     SERVICE: ours,
-    CATALOGS: ours_with_cudnn_attention,
+    CATALOGS: ours_for_catalogs,
     "without CUDA graphs": ours_without_graphs,
     "transformers": lambda task: Transformers(task, dtype_of(task)),
     "open_clip": lambda task: OpenClip(task, dtype_of(task)),

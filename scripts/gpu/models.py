@@ -43,6 +43,8 @@ def run(task: Task, record: Recorder) -> None:
     timed("random weights", lambda: tensors.update(random_weights(config, task.device)))
     model = Model(wanted.name, f"random weights {SEED}", tensors, document)
     timed("in this service's format", lambda: publish(model, open_storage(task.ours)))
+    if not task.libraries:
+        return
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     timed("in open_clip's format", lambda: write_open_clip(task, wanted.model_cfg, halves))
     timed("in transformers' format", lambda: write_transformers(task, config, halves))

@@ -99,7 +99,8 @@ def run(task: Task, record: Recorder) -> None:
             )
             del float32
     _compare_batches(task, record, ours, texts, images, alone)
-    _compare_libraries(task, record, texts, images, alone, reference)
+    if task.libraries:
+        _compare_libraries(task, record, texts, images, alone, reference)
     with record.section("demo_model"):
         _compare_rankings(task, record)
 

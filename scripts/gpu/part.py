@@ -27,7 +27,8 @@ class Task:
     """The parameters of a part.
 
     device: "cuda" or "cpu". tiny: a tiny model and little work. folder: for models and temporary
-    files. records: the file of this part's records. seconds: this part's time limit.
+    files. records: the file of this part's records. seconds: this part's time limit. libraries:
+    measure transformers and open_clip, too.
     """
 
     device: str
@@ -35,6 +36,7 @@ class Task:
     folder: str
     records: str
     seconds: float
+    libraries: bool = True
 
     @property
     def models(self) -> Path:

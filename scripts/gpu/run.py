@@ -25,7 +25,8 @@ SHARES = {
     "models": 14,
     "parity": 18,
     "cold_start": 36,
-    "throughput": 24,
+    "texts": 12,
+    "images": 14,
     "serving": 13,
     "preparation": 6,
     "memory": 7,
@@ -36,9 +37,17 @@ WITHOUT_MODELS = "skipped: the part models has made no models"
 
 
 def run_parts(
-    names: Sequence[str], *, device: str, tiny: bool, output: Path, minutes: float
+    names: Sequence[str],
+    *,
+    device: str,
+    tiny: bool,
+    output: Path,
+    minutes: float,
+    libraries: bool = True,
 ) -> bool:
     """Run the parts `names`, write and print the report; return whether none failed.
+
+    libraries: measure transformers and open_clip, too.
 
     Raises SystemExit if there is no usable GPU for device "cuda". Without models, the parts after
     `models` are skipped.
@@ -64,7 +73,7 @@ def run_parts(
             later = sum(SHARES[each] for each in names[number:])
             seconds = (deadline - time.monotonic()) * SHARES[name] / later
             records = work / f"{name}.jsonl"
-            task = part.Task(device, tiny, str(work), str(records), seconds)
+            task = part.Task(device, tiny, str(work), str(records), seconds, libraries)
             started = time.monotonic()
             problem = WITHOUT_MODELS if no_models else _run_part(name, task, log)
             took = time.monotonic() - started

@@ -1,14 +1,25 @@
-"""Encode texts and images by direct calls: this service and the libraries, in turn."""
+"""Encode texts and images by direct calls: this service and the libraries, in turn.
+
+The parts `texts` and `images`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import random
+from collections.abc import Sequence
 
 from scripts.benchmarks.model import image_flop
 from scripts.benchmarks.worker import Worker
-from scripts.gpu.contenders import CATALOGS, CONTENDERS, SERVICE, command, read_configs
+from scripts.gpu.contenders import (
+    CATALOGS,
+    CONTENDERS,
+    LIBRARIES,
+    SERVICE,
+    command,
+    read_configs,
+)
 from scripts.gpu.environment import peak_teraflops
 from scripts.gpu.part import Recorder, Task
 
@@ -25,14 +36,21 @@ OURS = {SERVICE, CATALOGS}
 SHARE = "images: share of the rate of a matrix product"
 
 
-def run(task: Task, record: Recorder) -> None:
-    """Record items per second of each contender, and the share of the device's peak."""
+def measure(task: Task, record: Recorder, kinds: Sequence[str]) -> None:
+    """Record items per second of each contender, of images also the share of the device's peak.
+
+    kinds: keys of TITLES.
+    """
     batches = (1, 4) if task.tiny else BATCHES
     rounds, seconds = (2, 0.0) if task.tiny else (ROUNDS, 0.05)
     teraflop = image_flop(read_configs(task)[0]) / 1e12
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(command(name, task))) for name in CONTENDERS}
-        for kind in TITLES:
+        workers = {
+            name: stack.enter_context(Worker(command(name, task)))
+            for name in CONTENDERS
+            if task.libraries or name not in LIBRARIES
+        }
+        for kind in kinds:
             for batch in RAW_BATCHES if kind == "raw texts" else batches:
                 rates = _measure_in_turn(
                     workers, kind, batch, record, rounds=rounds, seconds=seconds

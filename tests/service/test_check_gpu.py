@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,17 @@ import pytest
 
 from scripts.benchmarks.model import image_flop
 from scripts.check_gpu import PARTS, make_parser
-from scripts.gpu import cold_start, environment, load_client, parity, run, serving, throughput
+from scripts.gpu import (
+    cold_start,
+    environment,
+    load_client,
+    models,
+    parity,
+    run,
+    serving,
+    texts,
+    throughput,
+)
 from scripts.gpu.part import Recorder, Task
 from scripts.gpu.report import Report, Result, number, read_result
 from scripts.gpu.samples import LONG_TEXT, short_captions, texts_of_every_length
@@ -164,6 +175,28 @@ def test_without_models_the_parts_that_need_them_are_skipped(
     assert [part["status"] for part in parts[2:]] == [run.WITHOUT_MODELS] * 2
 
 
+def test_libraries_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither their models are made, nor are they loaded."""
+    task = Task("cpu", True, str(tmp_path), str(tmp_path / "records"), 60.0, libraries=False)
+    record = Recorder(tmp_path / "records")
+    models.run(task, record)
+    assert [path.name for path in task.models.iterdir()] == ["ours"]
+    measured = []
+
+    class FakeWorker(contextlib.nullcontext):
+        def __init__(self, arguments: list[str]) -> None:
+            super().__init__(self)
+            self._name = arguments[2]
+
+        def measure(self, kind: str, batch: int, seconds: float) -> float:
+            measured.append(self._name)
+            return 1.0
+
+    monkeypatch.setattr(throughput, "Worker", FakeWorker)
+    texts.run(task, record)
+    assert set(measured) == {"this service", "for catalogs", "without CUDA graphs"}
+
+
 def test_a_part_without_time_is_skipped(tmp_path: Path) -> None:
     task = Task("cpu", True, str(tmp_path), str(tmp_path / "records"), 0.5)
     assert run._run_part("parity", task, tmp_path / "log") == "skipped: no time was left"
@@ -230,9 +263,9 @@ def test_tables_have_medians_by_row_and_column(tmp_path: Path) -> None:
     record.figure("starts", "READY", [5.0, 4.0], "s")
     record.note("A sentence.")
     report = Report("cuda", False)
-    report.add(read_result("throughput", tmp_path / "records", 9.6, None))
+    report.add(read_result("images", tmp_path / "records", 9.6, None))
     text = report.markdown(each_with_machine=True)
-    assert "| throughput | 10 | ok |" in text
+    assert "| images | 10 | ok |" in text
     assert (
         "| texts, per second | ours | theirs |\n|---|---|---|\n| 1 | 2 | 1,234 |\n"
         "| 8 |  | 0.0123 |\n\nGPU NVIDIA H100; device cuda; model ViT-L/14, random weights; date "
@@ -243,7 +276,7 @@ def test_tables_have_medians_by_row_and_column(tmp_path: Path) -> None:
     report.write(tmp_path)
     [part] = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert part["figures"][0] == {
-        "part": "throughput",
+        "part": "images",
         "table": "texts",
         "name": "1, ours",
         "values": [3.0, 1.0, 2.0],

@@ -153,6 +153,20 @@ def test_graphs_give_the_vectors_of_the_plain_network_for_images(
     np.testing.assert_allclose(vectors, with_graphs.embed_images(images), atol=1e-5)
 
 
+def test_catalogs_run_more_images_per_graph(
+    embedder: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_batches(monkeypatch)
+    monkeypatch.setattr(cuda_graphs, "CATALOG_IMAGE_BATCHES", (1, 4, 8))
+    images = make_images(10, embedder.config.image_size)
+    expected = embedder.embed_images(images)
+    with torch.inference_mode():
+        embedder._capture_graphs(for_catalogs=True)
+    FakeGraph.replayed.clear()
+    np.testing.assert_allclose(embedder.embed_images(images), expected, atol=1e-5)
+    assert FakeGraph.replayed == [8, 4]
+
+
 def test_text_that_overflows_does_not_affect_a_later_one(with_graphs: Embedder) -> None:
     """Its tokens do not stay in the row: zero times infinity is not zero."""
     graph = next(with_graphs._graphs._texts[1, 16])  # type: ignore[union-attr]
