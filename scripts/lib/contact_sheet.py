@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Pixels.
 TILE_SIZE = 112  # width and height of a result
 GAP = 12
-CAPTION_HEIGHT = 34  # under a result
+CAPTION_HEIGHT = 48  # under a result: two lines of its name, one of its score
 QUERY_WIDTH = 260  # the column of queries, at the left
 TITLE_HEIGHT = 48
 CELL_SIZE = 68  # of the heat map
@@ -54,6 +54,8 @@ def draw_results(title: str, rows: Sequence[ResultRow]) -> Image.Image:
     canvas = Image.new("RGB", (width, TITLE_HEIGHT + len(rows) * row_height + GAP), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((GAP, GAP), title, INK, _font(20))
+    if any(match.expected for row in rows for match in row.matches):
+        _draw_legend(draw, width)
     for number, row in enumerate(rows):
         top = TITLE_HEIGHT + number * row_height
         if isinstance(row.query, str):
@@ -69,10 +71,26 @@ def draw_results(title: str, rows: Sequence[ResultRow]) -> Image.Image:
             if match.expected:
                 frame = (left - 3, top - 3, left + TILE_SIZE + 2, top + TILE_SIZE + 2)
                 draw.rectangle(frame, outline=EXPECTED_FRAME, width=3)
-            caption = _truncate(draw, match.caption, _font(12), TILE_SIZE)
-            draw.text((left, top + TILE_SIZE + 3), caption, INK, _font(12))
-            draw.text((left, top + TILE_SIZE + 17), f"{match.score:.3f}", FAINT_INK, _font(12))
+            _draw_caption(draw, match, left, top + TILE_SIZE + 3)
     return canvas
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, width: int) -> None:
+    """Say at the top right what a frame means."""
+    text = "the right answer"
+    left = width - 2 * GAP - round(draw.textlength(text, _font(14)))
+    draw.text((left, GAP + 4), text, FAINT_INK, _font(14))
+    draw.rectangle((left - 26, GAP + 4, left - 10, GAP + 20), outline=EXPECTED_FRAME, width=3)
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, match: Match, left: int, top: int) -> None:
+    """Write the name of a result in at most two lines, and its score below."""
+    lines = _wrap(draw, match.caption, _font(12), TILE_SIZE).split("\n")
+    for line in [lines[0], " ".join(lines[1:])]:
+        if line:
+            draw.text((left, top), _truncate(draw, line, _font(12), TILE_SIZE), INK, _font(12))
+            top += 14
+    draw.text((left, top), f"{match.score:.3f}", FAINT_INK, _font(12))
 
 
 def draw_heat_map(

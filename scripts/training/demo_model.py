@@ -1,94 +1,86 @@
-"""Train and publish the model of `demo_model/`: the body of scripts/train_demo.py."""
+"""Publish the model of `demo_model/`: the last stage of scripts/train_demo.py."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from clip_embed.inputs.tokenizer import Tokenizer
-from clip_embed.model.clip import Clip
+from clip_embed.model.clip import Clip, Packing
 from clip_embed.model.config import ClipConfig
-from scripts.lib.cog_server import CACHE, ROOT
+from scripts.lib.cog_server import ROOT
+from scripts.lib.demo import chosen_drawings
 from scripts.lib.storage import open_storage
 from scripts.publishing.model import read_model
 from scripts.publishing.publish import publish
 from scripts.publishing.tokenizer_json import tokenizer_json
 from scripts.training import pictures, retrieval
-from scripts.training.batches import Batches, lay_on_white, tokenize
-from scripts.training.pictures import Drawings, Emoji
-from scripts.training.run import TrainingRun
-from scripts.training.trainee import Trainee
+from scripts.training.batches import lay_on_white
+from scripts.training.pictures import Drawings
+from scripts.training.train import ARCHITECTURE
 
-ARCHITECTURE = ROOT / "scripts" / "training" / "emoji_clip.json"
-TRAINING_CACHE = CACHE / "demo-training"
-CHECKPOINT_STEPS = 100
+SENTENCES_FILE = ROOT / "examples" / "sentences.json"
 
-
-def train_and_publish(steps: int, out: Path, seed: int) -> None:
-    """Run `train_demo.py`."""
-    emojis = pictures.emojis(TRAINING_CACHE)
-    training, held_out = (
-        [pictures.drawings(style, emojis, TRAINING_CACHE) for style in styles]
-        for styles in (pictures.TRAINING, pictures.HELD_OUT)
-    )
-    count = sum(len(each.classes) for each in training)
-    print(f"{len(emojis)} emoji, {count} pictures to train on")
-
-    torch.manual_seed(seed)
-    config = ClipConfig.from_open_clip(json.loads(ARCHITECTURE.read_bytes()))
-    tokenizer = Tokenizer(tokenizer_json(), config.context_length)
-    batches = Batches(emojis, training, seed)
-    trainee = Trainee(config, lay_on_white(batches.pixels), batches.classes)
-    run = TrainingRun(trainee, batches, tokenizer, steps)
-
-    def measure(clip: Clip, drawings: Drawings) -> str:
-        return measure_retrieval(clip, tokenizer, emojis, drawings)
-
-    checkpoint = TRAINING_CACHE / f"checkpoint-{seed}.pt"
-    train(run, checkpoint, lambda clip: measure(clip, held_out[0]))
-
-    published = publish_average(run, out)
-    for drawings in held_out:
-        print(measure(published, drawings))
+Vector = npt.NDArray[np.float32]
 
 
-def publish_average(run: TrainingRun, out: Path) -> Clip:
-    """Publish the averaged parameters to `out`; return a network with them, as published."""
-    # The published file holds float16: round first, so that the network is what is published.
-    rounded = {name: tensor.half().float() for name, tensor in run.average.items()}
-    weights = TRAINING_CACHE / "emoji-clip.pt"
-    torch.save(rounded, weights)
+def publish_and_measure(weights: Path, out: Path, cache: Path) -> None:
+    """Publish `weights` to `out`, and print the results on the held-out styles."""
     publish(read_model(str(weights), str(ARCHITECTURE)), open_storage(str(out)))
-    clip = run.averaged_clip()
-    clip.load(rounded)
-    return clip
+    clip = Clip(ClipConfig.from_open_clip(json.loads(ARCHITECTURE.read_bytes())))
+    tensors = torch.load(weights, weights_only=True)
+    clip.load({name: tensor.float() for name, tensor in tensors.items()})
+    emojis = pictures.emojis(cache)
+    for style in pictures.HELD_OUT:
+        drawings = pictures.drawings(style, emojis, cache)
+        images = embed_drawings(clip, drawings)
+        names = [emojis[index].label for index in drawings.classes]
+        print(retrieval.table_row(style.name, embed_texts(clip, names), images))
+        if style == pictures.TWEMOJI:
+            print(measure_sentences(clip, dict(zip(names, images, strict=True))))
 
 
-def train(run: TrainingRun, checkpoint: Path, measure: Callable[[Clip], str]) -> None:
-    """Train from `checkpoint`, if it exists, to the end. measure: returns a row of results."""
-    if checkpoint.exists():
-        run.load(checkpoint)
-    progress = tqdm(total=run.steps, desc="training", initial=run.steps_done)
-    while run.steps_done < run.steps:
-        loss = run.step()
-        progress.set_postfix(loss=f"{loss:.2f}", refresh=False)
-        progress.update()
-        if run.steps_done % CHECKPOINT_STEPS == 0 or run.steps_done == run.steps:
-            progress.write(f"step {run.steps_done}: {measure(run.averaged_clip())}")
-            run.save(checkpoint)
+def measure_sentences(clip: Clip, images: Mapping[str, Vector]) -> str:
+    """Return how many sentences of examples/sentences.json find a right drawing of the demo.
+
+    images: the vector of each drawing, by its name.
+    """
+    items = json.loads(SENTENCES_FILE.read_bytes())
+    names = [drawing.name for drawing in chosen_drawings()]
+    texts = embed_texts(clip, [item["sentence"] for item in items])
+    similarity = texts @ normalize([images[name] for name in names]).T
+    right = [[names.index(name) for name in item["drawings"]] for item in items]
+    ranks = np.array([retrieval.best_rank(*each) for each in zip(similarity, right, strict=True)])
+    return (
+        f"{len(items)} sentences, {len(names)} drawings: a right one is first for"
+        f" {(ranks == 1).sum()}, among five for {(ranks <= 5).sum()}"
+    )
 
 
 @torch.inference_mode()
-def measure_retrieval(
-    clip: Clip, tokenizer: Tokenizer, emojis: list[Emoji], drawings: Drawings
-) -> str:
-    """Return a table row: retrieval among all pictures of a style, by the emoji's plain names."""
-    pixels = torch.from_numpy(drawings.pixels)
-    images = torch.cat([clip.encode_image(lay_on_white(part)) for part in pixels.split(128)])
-    names = [emojis[index].label for index in drawings.classes]
-    texts = clip.encode_text(*tokenize(tokenizer, names))
-    return retrieval.table_row(drawings.style, texts.numpy(), images.numpy())
+def embed_drawings(clip: Clip, drawings: Drawings) -> npt.NDArray[np.float32]:
+    """Return vectors [N, D], not normalized."""
+    parts = torch.from_numpy(drawings.pixels).split(128)
+    images = torch.cat([clip.encode_image(lay_on_white(part)) for part in parts])
+    return images.numpy()  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def embed_texts(clip: Clip, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return vectors [N, D], not normalized."""
+    tokenizer = Tokenizer(tokenizer_json(), clip.config.context_length)
+    tokens = [tokenizer.tokenize(text) for text in texts]
+    ids = [each.ids[: each.eot_index + 1] for each in tokens]
+    packing = Packing([len(each) for each in ids], torch.device("cpu"))
+    return clip.encode_text(torch.from_numpy(np.concatenate(ids)), packing).numpy()  # type: ignore[no-any-return]
+
+
+def normalize(vectors: Sequence[Vector]) -> npt.NDArray[np.float32]:
+    """Scale vectors to length 1: [N, D]."""
+    stacked = np.stack(vectors)
+    return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)  # type: ignore[no-any-return]

@@ -8,15 +8,18 @@ import re
 import subprocess
 import tarfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 SIZE = 64  # pixels per side of the model's input
@@ -29,16 +32,36 @@ KEYWORDS = "emojilib@4.0.3"
 class Style:
     """The drawings of one designer.
 
-    name: in tables. package: of npm. license, credit: for the model card. kind: the layout of the
-    package, "iconify", "webp" or "datasource".
+    name: in tables. package: of npm. license, credit: for the model card. black: drawn in black.
+
+    kind: what the package holds.
+        "emoji": an icon set of Iconify, named after emoji
+        "icons": an icon set of Iconify for other uses; only exact names count
+        "files": pictures, named after code points
+        "font": a font
+    files: pattern of the files, for the last two.
     """
 
     name: str
     package: str
     license: str
     credit: str
-    kind: str = "iconify"
+    kind: str = "emoji"
+    files: str = ""
+    black: bool = False
 
+
+def _icons(name: str, version: str, license: str, credit: str, black: bool = False) -> Style:
+    return Style(name, f"@iconify-json/{name}@{version}", license, credit, "icons", black=black)
+
+
+def _google(name: str, version: str) -> Style:
+    package, license = f"emoji-datasource-google@{version}", "Apache-2.0; flags public domain"
+    return Style(name, package, license, "Noto Emoji, Google", "files", "img/google/64/*.png")
+
+
+# Names that icon sets give to other things: a computer mouse, memory, a stamp, a ball game.
+HOMONYMS = {"mouse", "ram", "seal", "cricket", "rock", "anchor", "satellite", "label"}
 
 # Styles with a share-alike license (OpenMoji, the first EmojiOne) are not used for training, so the
 # question whether weights inherit the license does not arise.
@@ -47,7 +70,14 @@ TRAINING = [
     Style("noto-blob", "@iconify-json/noto-v1@1.2.5", "Apache-2.0", "Noto Emoji v1, Google"),
     Style("fluent", "@iconify-json/fluent-emoji@1.2.7", "MIT", "Fluent Emoji, Microsoft"),
     Style("fluent-flat", "@iconify-json/fluent-emoji-flat@1.2.6", "MIT", "Fluent Emoji, Microsoft"),
-    Style("fluent-3d", "@lobehub/fluent-emoji-3d@1.1.0", "MIT", "Fluent Emoji, Microsoft", "webp"),
+    Style(
+        "fluent-3d",
+        "@lobehub/fluent-emoji-3d@1.1.0",
+        "MIT",
+        "Fluent Emoji, Microsoft",
+        "files",
+        "assets/*.webp",
+    ),
     Style("emojitwo", "@iconify-json/emojione@1.2.3", "CC-BY-4.0", "EmojiTwo / Emoji One 2"),
     Style("fxemoji", "@iconify-json/fxemoji@1.2.2", "Apache-2.0", "Firefox OS Emoji, Mozilla"),
     Style(
@@ -61,15 +91,47 @@ TRAINING = [
         "@iconify-json/fluent-emoji-high-contrast@1.2.6",
         "MIT",
         "Fluent Emoji, Microsoft",
+        black=True,
     ),
-    # For flags, which the vector edition of Noto lacks.
+    _google("noto-2016", "3.0.0"),
+    _google("noto-2018", "4.0.4"),
+    _google("noto-2021", "7.0.2"),
+    _google("noto-2024", "16.0.0"),
     Style(
-        "noto-raster",
-        "emoji-datasource-google@16.0.0",
-        "Apache-2.0; flags public domain",
-        "Noto Emoji, Google",
-        "datasource",
+        "emojitwo-black",
+        "@iconify-json/emojione-monotone@1.2.1",
+        "CC-BY-4.0",
+        "EmojiTwo / Emoji One 2",
+        black=True,
     ),
+    Style(
+        "noto-black",
+        "@expo-google-fonts/noto-emoji@0.4.7",
+        "OFL-1.1",
+        "Noto Emoji font, Google",
+        "font",
+        "400Regular/*.ttf",
+        black=True,
+    ),
+    Style(
+        "noto-symbols",
+        "@fontsource/noto-sans-symbols-2@5.3.0",
+        "OFL-1.1",
+        "Noto Sans Symbols 2, Google",
+        "font",
+        "files/*-2-symbols-400-normal.woff",
+        black=True,
+    ),
+    _icons("icon-park", "1.2.4", "Apache-2.0", "ByteDance"),
+    _icons("dinkie-icons", "1.2.0", "MIT", "atelierAnchor", black=True),
+    _icons("game-icons", "1.2.4", "CC-BY-3.0", "GameIcons", black=True),
+    _icons("mdi", "1.2.3", "Apache-2.0", "Pictogrammers", black=True),
+    _icons("hugeicons", "1.2.35", "MIT", "Hugeicons", black=True),
+    _icons("fa7-solid", "1.2.5", "CC-BY-4.0", "Font Awesome", black=True),
+    _icons("ph", "1.2.2", "MIT", "Phosphor Icons", black=True),
+    _icons("tabler", "1.2.41", "MIT", "Paweł Kuna", black=True),
+    _icons("lucide", "1.2.137", "ISC", "Lucide Contributors", black=True),
+    _icons("boxicons", "1.2.0", "MIT", "Boxicons", black=True),
 ]
 # Not used for training.
 TWEMOJI = Style("twemoji", "@iconify-json/twemoji@1.2.5", "CC-BY-4.0", "Twemoji, Twitter, Inc.")
@@ -167,10 +229,8 @@ def emojis(folder: Path) -> list[Emoji]:
 
 def _known_names(known: list[Emoji], folder: Path) -> dict[str, str]:
     """Map the slug of every current or former name to the emoji's code."""
-    names: dict[str, str] = {}
+    names = _exact_names(known)
     codes = {emoji.code for emoji in known}
-    for emoji in known:
-        names.setdefault(slug(emoji.label), emoji.code)
     # Icon sets hold names from older versions of Unicode.
     for style in (*HELD_OUT, TRAINING[0]):
         package = download(style.package, folder)
@@ -184,31 +244,81 @@ def _known_names(known: list[Emoji], folder: Path) -> dict[str, str]:
     for name, code in list(names.items()):
         if name.startswith("flag-"):
             names.setdefault("flag-for-" + name.removeprefix("flag-"), code)
-    for emoji in known:  # keywords last: they are the least specific
+    # Keywords last: they are the least specific. Single words count if only one emoji has them.
+    counts = Counter(word for emoji in known for word in emoji.keywords)
+    for emoji in known:
         for word in emoji.keywords[::-1]:
-            if len(word.split()) > 1:
+            if len(word.split()) > 1 or counts[word] == 1:
                 names.setdefault(slug(word), emoji.code)
     return names
 
 
-# --- pictures -------------------------------------------------------------------------------
+def _exact_names(known: list[Emoji]) -> dict[str, str]:
+    """Map the slugs of the emoji's labels, and of their characters' names in Unicode, to codes."""
+    names: dict[str, str] = {}
+    for emoji in known:
+        names.setdefault(slug(emoji.label), emoji.code)
+    for emoji in known:
+        if "-" not in emoji.code:
+            names.setdefault(slug(unicodedata.name(chr(int(emoji.code, 16)), "")), emoji.code)
+    return names
 
-Draw = Callable[[], Image.Image]
+
+def _icon_names(known: list[Emoji]) -> dict[str, str]:
+    """Map names that an icon of no emoji set can have to codes: exact ones without homonyms."""
+    things = [emoji for emoji in known if not _is_flag(emoji.code)]
+    return {name: code for name, code in _exact_names(things).items() if name not in HOMONYMS}
 
 
-def _find_icons(package: Path, names: Mapping[str, str], codes: set[str]) -> dict[str, Draw]:
-    icons = _read(package / "icons.json")
-    exact = dict(names)
+def _differ_in_color(known: list[Emoji]) -> set[str]:
+    """Return the codes of emoji that only their color tells from another, such as hearts."""
+    colors = "red|orange|yellow|green|light blue|blue|purple|brown|black|white|gr[ae]y|pink"
+    shapes = [re.sub(rf"\b({colors})\b", "", emoji.label) for emoji in known]
+    counts = Counter(shapes)
+    return {emoji.code for emoji, shape in zip(known, shapes, strict=True) if counts[shape] > 1}
+
+
+def _emoji_set_names(
+    package: Path, known: list[Emoji], folder: Path
+) -> Callable[[str], str | None]:
+    """Return a function that gives the code of an icon of an Iconify package of emoji."""
+    names = _known_names(known, folder)
     loose = {name.replace("-", ""): code for name, code in reversed(names.items())}
     chars = package / "chars.json"
     if chars.exists():
-        exact |= {name: code_of(code) for code, name in _read(chars).items()}
-    found: dict[str, Draw] = {}
-    for name in (*icons["icons"], *icons.get("aliases", {})):
-        alias = icons.get("aliases", {}).get(name)
+        names |= {name: code_of(code) for code, name in _read(chars).items()}
+
+    def code_for(name: str) -> str | None:
+        unnumbered = re.sub(r"-[1-9]$", "", name)  # "glasses-2" is a second drawing
+        return names.get(name) or loose.get(unnumbered.replace("-", ""))
+
+    return code_for
+
+
+# --- pictures -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """An emoji in a font."""
+
+    font: Path
+    text: str
+
+
+Source = str | Path | Glyph  # SVG, a file, or an emoji in a font
+
+
+def _find_icons(package: Path, code_for: Callable[[str], str | None]) -> dict[str, Source]:
+    """Return the SVG of each code that `code_for` gives an icon of an Iconify package."""
+    icons = _read(package / "icons.json")
+    aliases = icons.get("aliases", {})
+    found: dict[str, Source] = {}
+    for name in (*icons["icons"], *aliases):
+        alias = aliases.get(name)
         icon = icons["icons"].get(alias["parent"] if alias else name)
-        code = exact.get(name) or loose.get(name.replace("-", ""))
-        if icon is None or code not in codes or (alias and len(alias) > 1):
+        code = code_for(name)
+        if icon is None or code is None or (alias and len(alias) > 1):  # more: it is transformed
             continue
         width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
         left, top = (icon.get(side, icons.get(side, 0)) for side in ("left", "top"))
@@ -217,7 +327,7 @@ def _find_icons(package: Path, names: Mapping[str, str], codes: set[str]) -> dic
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             f' viewBox="{left} {top} {width} {height}">{body}</svg>'
         )
-        found.setdefault(code, lambda svg=svg: _render(svg))  # type: ignore[misc]
+        found.setdefault(code, svg)
     return found
 
 
@@ -228,13 +338,44 @@ def _render(svg: str) -> Image.Image:
     return Image.open(io.BytesIO(png))
 
 
-def _find_files(paths: Iterator[Path], codes: set[str]) -> dict[str, Draw]:
-    found: dict[str, Draw] = {}
-    for path in sorted(paths):
-        code = code_of(path.stem)
-        if code in codes:
-            found[code] = lambda path=path: Image.open(path)  # type: ignore[misc]
+def _find_files(paths: Iterable[Path]) -> dict[str, Source]:
+    return {code_of(path.stem): path for path in sorted(paths)}
+
+
+def _find_glyphs(font: Path, known: list[Emoji]) -> dict[str, Source]:
+    """Return the emoji that `font` draws as one glyph."""
+    loaded = _load_font(font)
+    missing = bytes(loaded.getmask("\U0010ffff"))
+    found: dict[str, Source] = {}
+    for emoji in known:
+        text = "".join(chr(int(point, 16)) for point in emoji.code.split("-"))
+        one_glyph = loaded.getlength(text) == loaded.getlength(text[0])
+        if one_glyph and bytes(loaded.getmask(text)) not in (missing, b""):
+            found[emoji.code] = Glyph(font, text)
     return found
+
+
+@cache
+def _load_font(path: Path) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, 2 * SIZE)
+
+
+def draw(source: Source) -> npt.NDArray[np.uint8]:
+    """Draw one picture: RGBA [SIZE, SIZE, 4]."""
+    if isinstance(source, Path):
+        with Image.open(source) as picture:
+            return _to_square(picture)
+    return _to_square(_render(source) if isinstance(source, str) else _render_glyph(source))
+
+
+def _render_glyph(glyph: Glyph) -> Image.Image:
+    mask = Image.new("L", (4 * SIZE, 4 * SIZE))
+    middle = (2 * SIZE, 2 * SIZE)
+    ImageDraw.Draw(mask).text(middle, glyph.text, 255, _load_font(glyph.font), anchor="mm")
+    mask = mask.crop(mask.getbbox())
+    picture = Image.new("RGBA", mask.size)
+    picture.putalpha(mask)
+    return picture
 
 
 def _to_square(picture: Image.Image) -> npt.NDArray[np.uint8]:
@@ -262,10 +403,11 @@ def drawings(style: Style, known: list[Emoji], folder: Path) -> Drawings:
     """Return the pictures that `style` has of `known`; drawn once and stored in `folder`."""
     file = folder / f"{style.name}-{SIZE}.npz"
     if not file.exists():
-        draw = _find_pictures(style, known, folder)
-        classes = [index for index, emoji in enumerate(known) if emoji.code in draw]
-        with ThreadPoolExecutor() as pool:
-            pictures = pool.map(lambda index: _to_square(draw[known[index].code]()), classes)
+        found = find_pictures(style, known, folder)
+        classes = [index for index, emoji in enumerate(known) if emoji.code in found]
+        # Threads would wait for each other in resvg. No fork: the caller may have threads.
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            pictures = pool.map(draw, [found[known[index].code] for index in classes], chunksize=8)
             pixels = list(tqdm(pictures, f"drawing {style.name}", len(classes)))
         partial = file.with_suffix(".partial.npz")
         np.savez(partial, pixels=np.stack(pixels), classes=np.array(classes))
@@ -274,16 +416,22 @@ def drawings(style: Style, known: list[Emoji], folder: Path) -> Drawings:
         return Drawings(style.name, arrays["pixels"], arrays["classes"])
 
 
-def _find_pictures(style: Style, known: list[Emoji], folder: Path) -> dict[str, Draw]:
-    """Return a function for each code in the package of `style` that draws its picture."""
+def find_pictures(style: Style, known: list[Emoji], folder: Path) -> dict[str, Source]:
+    """Return what to draw for each code in the package of `style`."""
     package = download(style.package, folder)
+    if style.kind == "emoji":
+        found = _find_icons(package, _emoji_set_names(package, known, folder))
+    elif style.kind == "icons":
+        found = _find_icons(package, _icon_names(known).get)
+    elif style.kind == "files":
+        found = _find_files(package.glob(style.files))
+    else:
+        font = next(package.glob(style.files))
+        found = _find_glyphs(font, known)
     codes = {emoji.code for emoji in known}
-    if style.kind == "iconify":
-        return _find_icons(package, _known_names(known, folder), codes)
-    if style.kind == "webp":
-        return _find_files((package / "assets").glob("*.webp"), codes)
-    flags = {code for code in codes if _is_flag(code)}
-    return _find_files((package / "img" / "google" / "64").glob("*.png"), flags)
+    if style.black:
+        codes -= {code for code in codes if _is_flag(code)} | _differ_in_color(known)
+    return {code: source for code, source in found.items() if code in codes}
 
 
 def _is_flag(code: str) -> bool:

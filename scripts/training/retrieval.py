@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,11 @@ def recall(queries: npt.ArrayLike, answers: npt.ArrayLike) -> Recall:
     of_match = np.diagonal(similarity)[:, None]
     rank = (similarity >= of_match).sum(1)  # 1: the match alone
     return Recall(float((rank <= 1).mean()), float((rank <= 5).mean()))
+
+
+def best_rank(scores: npt.NDArray[np.floating], right: Sequence[int]) -> int:
+    """Return the rank of the best of the answers `right`, 1 for the first. scores: [N]."""
+    return int((scores > scores[right].max()).sum()) + 1
 
 
 def table_row(name: str, texts: npt.ArrayLike, images: npt.ArrayLike) -> str:

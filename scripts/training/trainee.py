@@ -3,71 +3,79 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_embed.model.clip import Clip, Packing
+from clip_embed.model.clip import Clip
 from clip_embed.model.config import ClipConfig
-from scripts.training.initialize import initial_parameters, linear_discriminants
+from scripts.training.batches import Batch
+from scripts.training.initialize import initial_parameters
 
 MATRIX_RATE = 0.01  # learning rate of the matrices in the blocks, with Muon
-TEXT_RATE, IMAGE_RATE = 2e-3, 5e-4  # of all other parameters, with AdamW
+TEXT_RATE, IMAGE_RATE = 2e-3, 1e-3  # of all other parameters, with AdamW
+WEIGHT_DECAY = 0.05  # of matrices
+LABEL_SMOOTHING = 0.1
 MAX_LOGIT_SCALE = 60.0
-INITIALIZATION_PICTURES = 1500
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars. picture, text: against the classes. match: of pictures and their captions. teacher:
+    1 - cosine of the sentences' features and the teacher's vectors."""
+
+    picture: Tensor
+    text: Tensor
+    match: Tensor
+    teacher: Tensor
+
+    def total(self) -> Tensor:
+        return self.picture + self.text / 2 + self.match / 4 + self.teacher / 2
 
 
 class Trainee(nn.Module):
-    """CLIP with a learned prototype for each class.
+    """CLIP with a learned prototype for each class, and a linear map to the teacher's vectors.
 
-    Pictures and sentences are classified by their similarity to the prototypes: each batch compares
-    them with all 1,914 classes, more than there are pictures or sentences in a batch.
+    Pictures and texts are classified by their similarity to the prototypes: each batch compares
+    them with all classes. Prototypes and map are not published.
     """
 
-    @torch.no_grad()
-    def __init__(self, config: ClipConfig, pixels: Tensor, classes: Tensor) -> None:
-        """pixels: normalized drawings [N, 3, S, S] of every class. classes: int64 [N]."""
+    def __init__(self, config: ClipConfig, class_count: int, teacher_width: int) -> None:
         super().__init__()
         self.clip = Clip(config)
-        sample = torch.randperm(len(pixels))[:INITIALIZATION_PICTURES]
-        self.clip.load(initial_parameters(self.clip, pixels[sample]))
-        visual = self.clip.visual
-        # The projection is still the identity.
-        features = torch.cat([self.clip.encode_image(part) for part in pixels.split(256)])
-        mean, directions, prototypes = linear_discriminants(
-            features[:, : config.vision.width], classes, config.text.width
-        )
-        visual.ln_post.bias.copy_(-mean)
-        visual.proj.copy_(directions @ self.clip.text_projection)
+        self.clip.load(initial_parameters(self.clip))
         self.clip.requires_grad_(True)
         # [C, width of the text tower]: the text projection then keeps the prototypes in the
         # subspace that texts can reach.
-        self.prototypes = nn.Parameter(prototypes)
+        self.prototypes = nn.Parameter(torch.randn(class_count, config.text.width) * 0.1)
         self.text_logit_scale = nn.Parameter(self.clip.logit_scale.detach().clone())
+        self.teacher_head = nn.Linear(config.embed_dim, teacher_width)
 
-    def loss(self, pixels: Tensor, texts: tuple[Tensor, Packing], classes: Tensor) -> Tensor:
-        """Compute the loss of a batch.
-
-        pixels: [B, 3, S, S]. texts: T texts, as arguments of `Clip.encode_text`. classes: int64
-        [T], of the texts; the first B are also those of the pictures.
-        """
-        images = F.normalize(self.clip.encode_image(pixels), dim=-1)
-        sentences = F.normalize(self.clip.encode_text(*texts), dim=-1)
-        prototypes = F.normalize(self.prototypes @ self.clip.text_projection, dim=-1)
-        image_classes = classes[: len(images)]
-        scale = self.clip.logit_scale.exp()
-        image_loss = F.cross_entropy(scale * images @ prototypes.T, image_classes)
-        text_scale = self.text_logit_scale.exp()
-        text_loss = F.cross_entropy(text_scale * sentences @ prototypes.T, classes)
-        # CLIP's own loss, in both directions, with several correct answers for a class.
-        logits = scale * images @ sentences[: len(images)].T  # [B, B]
-        targets = (image_classes[:, None] == image_classes).float()
-        targets /= targets.sum(1, keepdim=True)
-        contrastive_loss = sum(
-            -(F.log_softmax(each, 1) * targets).sum(1).mean() for each in (logits, logits.T)
+    def losses(self, batch: Batch) -> Losses:
+        """Compute the losses of a batch, the towers in bfloat16 on a GPU."""
+        device = batch.pixels.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            images = self.clip.encode_image(batch.pixels)
+            texts = self.clip.encode_text(batch.tokens, batch.layout)
+        images = F.normalize(images.float(), dim=-1)  # [B, D]
+        texts = F.normalize(texts.float(), dim=-1)  # [T, D]
+        prototypes = F.normalize(self.prototypes @ self.clip.text_projection, dim=-1)  # [C, D]
+        scale, text_scale = self.clip.logit_scale.exp(), self.text_logit_scale.exp()
+        return Losses(
+            F.cross_entropy(
+                scale * images @ prototypes.T, batch.classes, label_smoothing=LABEL_SMOOTHING
+            ),
+            F.cross_entropy(text_scale * texts @ prototypes.T, batch.targets),
+            match_loss(scale * images @ texts[: len(images)].T, batch.classes),
+            self._teacher_loss(texts, batch.teacher),
         )
-        return image_loss + text_loss / 2 + contrastive_loss / 4  # type: ignore[no-any-return]
+
+    def _teacher_loss(self, texts: Tensor, teacher: Tensor) -> Tensor:
+        known = teacher.any(1)
+        cosine = F.cosine_similarity(self.teacher_head(texts), teacher, eps=1e-6)
+        return ((1 - cosine) * known).sum() / known.sum().clamp(min=1)
 
     @torch.no_grad()
     def clamp_logit_scales(self) -> None:
@@ -77,19 +85,34 @@ class Trainee(nn.Module):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Muon for the matrices in the blocks, and AdamW for all other parameters."""
-        self.clip.visual.conv1.requires_grad_(False)  # training does not improve it
-        matrices, image, text = [], [], [self.prototypes, self.text_logit_scale]
-        for name, parameter in self.clip.named_parameters():
-            if parameter.requires_grad:
-                is_matrix = "resblocks" in name and parameter.ndim == 2
-                others = image if name.startswith("visual.") else text
-                (matrices if is_matrix else others).append(parameter)
-        groups = [{"params": image, "lr": IMAGE_RATE}, {"params": text, "lr": TEXT_RATE}]
-        # These arguments are closest to the Muon that trained the published weights: no weight
-        # decay, "original" scaling of the learning rate. It computed in float32, and treated the
-        # query, key and value matrices one by one; the loss after 16 steps was 10.25, and is 10.22
-        # with this. torch's computes in bfloat16: slow on CPUs without instructions for it.
-        return [
-            torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="original"),
-            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        matrices: list[nn.Parameter] = []
+        others: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if "resblocks" in name and parameter.ndim == 2:
+                matrices.append(parameter)
+            else:
+                rate = IMAGE_RATE if ".visual." in name else TEXT_RATE
+                decays = parameter.ndim > 1 and "embedding" not in name and name != "prototypes"
+                others.setdefault((rate, WEIGHT_DECAY * decays), []).append(parameter)
+        groups = [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in others.items()
         ]
+        # The published weights were trained with a Muon of the same updates that took all matrices
+        # of one shape at once, and queries, keys and values one by one.
+        return [
+            torch.optim.Muon(
+                matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="original"
+            ),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True),
+        ]
+
+
+def match_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return CLIP's loss, both directions summed, with several correct answers for a class.
+
+    logits: of pictures and captions, [B, B]. classes: int64 [B], of both.
+    """
+    targets = (classes[:, None] == classes).float()
+    targets /= targets.sum(1, keepdim=True)
+    return F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
