@@ -2,6 +2,7 @@
 
     search.py index FOLDER       [--url URL] [--db FOLDER] [--in-flight N]
     search.py query TEXT|PICTURE [--url URL] [--db FOLDER] [--count N] [--sheet FILE]
+    search.py serve              [--url URL] [--db FOLDER] [--port N] [--open]
 
 URL is a local Cog server or container (default http://localhost:8000), or an address where
 Replicate creates predictions: https://api.replicate.com/v1/predictions with --version, or
@@ -11,12 +12,14 @@ from REPLICATE_API_TOKEN.
 `index` can be interrupted and run again at any time. It embeds new and changed files, and removes
 deleted files from the index. Files that the service refuses are listed and skipped.
 `query` prints the ranking and writes a contact sheet.
+`serve` shows a page for search in the browser, on this machine only.
 
 Examples:
 
     .venv/bin/python scripts/search.py index ~/Pictures
     .venv/bin/python scripts/search.py query "a red sports car" --count 3
     .venv/bin/python scripts/search.py query photo.jpg
+    .venv/bin/python scripts/search.py serve --open
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 from scripts.lib.needs import packages_of
 
 URL = "http://localhost:8000"
+PORT = 8100
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
@@ -60,6 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=CACHE / "search.png",
         help="contact sheet (default: .cache/search.png)",
     )
+    serve = _add_command(commands, "serve", "show a page for search in the browser", "--open")
+    serve.add_argument(
+        "--port", type=int, metavar="N", default=PORT, help=f"of the page (default: {PORT})"
+    )
+    serve.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
@@ -69,7 +78,7 @@ def _add_command(
     purpose: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Add a command, with the options that both commands have."""
+    """Add a command, with the options that all commands have."""
     command = commands.add_parser(
         name,
         help=purpose,

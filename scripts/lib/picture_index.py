@@ -5,7 +5,7 @@ The index knows paths and vectors; how a vector is made is not its subject.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ QUANTIZED_FROM = 10_000
 PARTITIONS = 32
 REFINE_FACTOR = 5
 DELETE_BATCH = 500  # paths in one SQL expression
+SCAN_ROWS = 4096  # vectors in memory at a time: 13 MB at 768 dimensions
 
 
 class IndexMismatchError(Exception):
@@ -59,10 +60,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hit:
-    """One search result. score: cosine similarity."""
+    """One search result. score: cosine similarity. row: its id, as long as nothing is written."""
 
     path: str
     score: float
+    row: int
 
 
 class PictureIndex:
@@ -131,11 +133,32 @@ class PictureIndex:
             .nprobes(PARTITIONS)
             .refine_factor(REFINE_FACTOR)
             .select(["path", "_distance"])
+            .with_row_id(True)
             .limit(count)
             .to_arrow()
         )
-        pairs = zip(rows["path"].to_pylist(), rows["_distance"].to_pylist(), strict=True)
-        return [Hit(path, 1 - distance) for path, distance in pairs]
+        columns = (rows[name].to_pylist() for name in ("path", "_distance", "_rowid"))
+        return [Hit(path, 1 - distance, row) for path, distance, row in zip(*columns, strict=True)]
+
+    def paths(self) -> dict[int, str]:
+        """Return the path of every row, sorted by path."""
+        table = self._table.search().select(["path"]).with_row_id(True).limit(None).to_arrow()
+        table = table.sort_by("path")
+        return dict(zip(table["_rowid"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+    def vector(self, row: int) -> npt.NDArray[np.float32]:
+        """Return the vector of an existing row: float32 [D], of length 1."""
+        table = self._table.take_row_ids([row]).select(["vector"]).to_arrow()
+        return _matrix(table["vector"].combine_chunks())[0]
+
+    def scan(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Read all vectors from disk, SCAN_ROWS at a time: rows [N] and float32 [N, D]."""
+        # Not to_batches: LanceDB 0.40 then holds several times what is being read in memory.
+        for begin in range(0, self._table.count_rows(), SCAN_ROWS):
+            search = self._table.search().select(["vector"]).with_row_id(True)
+            table = search.offset(begin).limit(SCAN_ROWS).to_arrow()
+            vectors = _matrix(table["vector"].combine_chunks())
+            yield table["_rowid"].to_numpy().astype(np.int64), vectors
 
     def _rows(self, entries: list[Entry]) -> pa.Table:
         width = self._schema.field("vector").type.list_size
@@ -149,6 +172,11 @@ class PictureIndex:
             ],
             schema=self._schema,
         )
+
+
+def _matrix(vectors: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
+    """Return a column of vectors as float32 [N, D], without a copy."""
+    return np.asarray(vectors.flatten()).reshape(len(vectors), -1)
 
 
 def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -166,11 +166,15 @@ def _preview(path: Path) -> Image.Image:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run `search.py index` or `search.py query`. Raises SystemExit with one sentence."""
+    """Run a command of search.py. Raises SystemExit with one sentence."""
     try:
         client = Client(options.url, options.version)
         if options.command == "index":
             _run_index(client, options)
+        elif options.command == "serve":
+            from scripts.search_page import serve  # half a second, for this command only
+
+            serve.run(options, client)
         else:
             _run_query(client, options)
     except (ServiceError, RefusedError, IndexMismatchError) as error:

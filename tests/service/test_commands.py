@@ -370,6 +370,7 @@ def test_demo_does_not_use_a_proxy() -> None:
         stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr.decode()
     assert "nothing is left running" in stdout.decode()
+    assert "scripts/demo --page --open" in stdout.decode()
 
 
 def test_bypass_proxies_adds_this_machine_to_the_exceptions(

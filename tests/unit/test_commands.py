@@ -56,7 +56,7 @@ def test_every_argument_has_help_that_states_its_default(
             assert "default: " in argument.help, argument
 
 
-@pytest.mark.parametrize("command", ["search.py index", "search.py query"])
+@pytest.mark.parametrize("command", ["search.py index", "search.py query", "search.py serve"])
 def test_help_of_a_subcommand_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, subcommand = command.split()
     [action] = parser_of(name, monkeypatch)._subparsers._group_actions
