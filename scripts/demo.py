@@ -23,14 +23,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--page", action="store_true", help="serve a page for search")
     parser.add_argument(
-        "--port", type=int, metavar="N", default=PORT, help=f"of the page (default: {PORT})"
+        "--port", type=int, metavar="N", default=PORT, help=f"port of the page (default: {PORT})"
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
 def main() -> None:
-    options = make_parser().parse_args()
+    parser = make_parser()
+    options = parser.parse_args()
+    if not options.page and (options.open or options.port != PORT):
+        parser.error("--open and --port need --page")
     if options.page:
         with packages_of("search"):
             from scripts.lib.demo_page import run_page

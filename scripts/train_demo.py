@@ -27,6 +27,7 @@ Four minutes of training on a machine with a GPU:
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from scripts.lib.needs import packages_of
@@ -43,13 +44,19 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, metavar="N", help=f"training steps (default: {STEPS})")
-    budget.add_argument("--minutes", type=float, metavar="N", help="time to train, instead")
+    budget.add_argument(
+        "--steps",
+        type=_steps,
+        metavar="N",
+        default=STEPS,
+        help=f"training steps (default: {STEPS})",
+    )
+    budget.add_argument("--minutes", type=_minutes, metavar="N", help="minutes to train, instead")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="to train on (default: cuda if there is one)"
+        "--device", choices=("cuda", "cpu"), help="device (default: cuda if there is a GPU)"
     )
     parser.add_argument(
-        "--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)"
+        "--seed", type=int, metavar="S", default=0, help="seed of the random numbers (default: 0)"
     )
     parser.add_argument(
         "--out",
@@ -59,15 +66,30 @@ def make_parser() -> argparse.ArgumentParser:
         help="where to publish the weights (default: demo_model)",
     )
     parser.add_argument("--only", choices=STAGES, help="run this stage alone")
-    for name, default in (("data", "data.npz"), ("weights", "emoji-clip.pt")):
+    for name, default, purpose in (
+        ("data", "data.npz", "that `prepare` writes and `train` reads"),
+        ("weights", "emoji-clip.pt", "that `train` writes and `publish` reads"),
+    ):
         parser.add_argument(
             f"--{name}",
             type=Path,
             metavar="FILE",
             default=CACHE / default,
-            help=f"between two stages (default: .cache/demo-training/{default})",
+            help=f"file {purpose} (default: .cache/demo-training/{default})",
         )
     return parser
+
+
+def _steps(text: str) -> int:
+    if (steps := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few; give 1 or more")
+    return steps
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (minutes := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes; give 4, or 0.5")
+    return minutes
 
 
 def main() -> None:
@@ -85,7 +107,7 @@ def main() -> None:
             if arguments.minutes is not None:
                 budget = Budget(seconds=arguments.minutes * 60)
             else:
-                budget = Budget(steps=arguments.steps or STEPS)
+                budget = Budget(steps=arguments.steps)
             device = choose_device(arguments.device)
             train(arguments.data, arguments.weights, budget, arguments.seed, device)
         if "publish" in stages:

@@ -121,7 +121,7 @@ def show_matches(drawings: Sequence[Drawing], similarity: npt.NDArray[np.float32
     picture = contact_sheet.stack(
         contact_sheet.draw_results(f"Best matches of {len(names)} drawings per sentence", rows),
         contact_sheet.draw_heat_map(
-            "Similarity of each sentence to each right answer (framed above, where among the best)",
+            "Cosine similarity of each sentence and each right answer",
             similarity[:, answers],
             list(SENTENCES),
             [drawings[i].picture for i in answers],

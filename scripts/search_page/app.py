@@ -21,11 +21,11 @@ from scripts.lib.embedding_client import RefusedError, ServiceError
 from scripts.search_page.guard import Guard, PageError, read_body
 from scripts.search_page.queries import Embedder, combine
 from scripts.search_page.ranking import Ranking, Result, Tags, Vector
-from scripts.search_page.requests import MAX_COUNT, Search, read_labels, read_search
+from scripts.search_page.requests import Search, read_labels, read_search
 from scripts.search_page.thumbnails import MEDIA_TYPE, NoThumbnailError, Thumbnails
 
 STATIC = Path(__file__).parent / "static"
-THREADS = 2  # of searches, and as many of thumbnails: each may hold a large picture
+THREADS = 2  # of searches, and as many of thumbnails, each of which may hold a large picture
 
 T = TypeVar("T")
 
@@ -77,7 +77,6 @@ class Page:
         return JSONResponse(
             {
                 "pictures": len(self._ranking.paths),
-                "max_count": MAX_COUNT,
                 "max_picture_bytes": embedding_client.COG_FILE_BYTES,
             }
         )
@@ -87,6 +86,8 @@ class Page:
         search = await read_search(request)
         with _timed() as embedding:
             query = await self._query(search)
+            if search.labels:
+                await self._embedder.texts(search.labels)  # for `_tags_of`, from the cache
         with _timed() as searching:
             tags = await self._tags_of(search.labels) if search.labels else None
             results = await self._in_thread(lambda: self._rank(search, query, tags))

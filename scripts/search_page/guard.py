@@ -40,7 +40,8 @@ class Guard:
     def __init__(self, app: ASGIApp, port: int) -> None:
         self._app = app
         suffix = "" if port == 80 else f":{port}"  # browsers leave out HTTP's own port
-        self._hosts = {f"127.0.0.1{suffix}", f"localhost{suffix}"}
+        self._address = f"127.0.0.1{suffix}"
+        self._hosts = {self._address, f"localhost{suffix}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # start and end of the server: no request
@@ -55,15 +56,15 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = JSONResponse({"error": "open this page at its own address"}, 403)
+        refusal = JSONResponse({"error": f"open this page at http://{self._address}"}, 403)
         await (self._app if allowed else refusal)(scope, receive, send_with_headers)
 
 
 async def read_body(request: Request, media_type: str, max_bytes: int, what: str) -> bytes:
     """Return the body, without reading more than `max_bytes`. Raises PageError.
 
-    media_type: a type that no site can send to another without asking first; this server's answer
-    to that question is no.
+    media_type: the required Content-Type: one for which browsers send a CORS preflight from other
+    sites, which this server refuses.
     """
     if request.headers.get("content-type") != media_type:
         raise PageError(415, f"the Content-Type is not {media_type}")
@@ -71,5 +72,5 @@ async def read_body(request: Request, media_type: str, max_bytes: int, what: str
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise PageError(413, f"{what} has more than {max_bytes:,} bytes; send it smaller")
+            raise PageError(413, f"{what} has more than {max_bytes:,} bytes; choose a smaller file")
     return bytes(body)

@@ -46,7 +46,7 @@ class Embedder:
     def picture(self, name: str) -> Vector:
         """Return the vector of a picture that was added. Raises PageError if it was long ago."""
         if name not in self._cache:
-            raise PageError(410, "the picture was sent too long ago; drop it once more")
+            raise PageError(410, "the server no longer has this picture; send it again")
         self._cache.move_to_end(name)
         return self._cache[name]
 
@@ -71,7 +71,10 @@ class Embedder:
         except TimeoutError:
             raise ServiceError(f"no answer in {SERVICE_SECONDS:.0f} s") from None
         if len(vector) != self._width:
-            raise ServiceError("it runs another model now; start this page again")
+            raise ServiceError(
+                f"it returns vectors of {len(vector)} numbers now, and the index has {self._width}:"
+                " index the pictures again with this model"
+            )
         return vector
 
 

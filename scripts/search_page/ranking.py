@@ -42,7 +42,10 @@ class Tags:
 
 
 class Ranking:
-    """Pictures of one index, as it was when this object was made. paths: by row."""
+    """Pictures of one index, as it was when this object was made. paths: by row.
+
+    A table of LanceDB stays at the version that was opened: another process may update the index.
+    """
 
     def __init__(self, index: PictureIndex) -> None:
         self._index = index

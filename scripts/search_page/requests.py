@@ -18,7 +18,8 @@ MAX_COUNT = 200
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for; all empty: nothing.
+    """What to search for. Without text, picture and like, the results are the first pictures by
+    path, and `without` has no effect.
 
     picture: a name from Embedder.add_picture. like: the row of an indexed picture, in place of it.
     tag: the number of one of `labels`: only its pictures are results.

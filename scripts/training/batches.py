@@ -14,10 +14,10 @@ from scripts.publishing.preprocessing import OPENAI_PREPROCESSING
 from scripts.training.augment import augment, to_float
 from scripts.training.data import Texts, TrainingData
 
-BALANCED = 7 / 8  # of the pictures: each class equally often. The others: each picture.
-BLENDED = 1 / 8  # of the pictures, with another drawing of the same class
-NAMED = 1 / 2  # of the captions are the plain name of the class
-OWN_CLASS = 0.5  # of the target of a sentence that was made for a class; the rest is the teacher's
+BALANCED = 7 / 8  # fraction of pictures drawn with equal probability per class, not per picture
+BLENDED = 1 / 8  # fraction of pictures that are blended with another drawing of their class
+NAMED = 1 / 2  # fraction of captions that are the name of the class
+OWN_CLASS = 0.5  # weight of a sentence's own class in its target; the teacher's share the rest
 
 
 class PaddedTexts(Packing):

@@ -112,6 +112,7 @@ class TrainingRun:
             "trainee": self._trainee.state_dict(),
             "optimizers": [each.state_dict() for each in self._optimizers],
             "average": self.average,
+            "budget": str(self._budget),
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "batches": self._batches.state_dict(),
@@ -121,9 +122,14 @@ class TrainingRun:
         partial.rename(checkpoint)
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint of a run with the same arguments."""
+        """Continue from a checkpoint. Raises SystemExit if that run had another budget."""
         # On the CPU first: the state of a random generator is read there for every device.
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["budget"] != str(self._budget):
+            raise SystemExit(
+                f"{checkpoint} is of a run with {state['budget']}, not {self._budget}:"
+                " delete it, or give other --weights"
+            )
         self._trainee.load_state_dict(state["trainee"])
         for optimizer, its_state in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)

@@ -405,6 +405,8 @@ def plural(noun: str) -> str:
     if not _is_countable(noun) or PREPOSITIONS.search(noun) or noun.endswith(("ing", "right")):
         return noun
     start, last = noun[: -len(noun.split()[-1])], noun.split()[-1]
+    if last.endswith("woman") or last == "fireman":
+        return noun[:-2] + "en"
     if last in PLURALS:
         return start + PLURALS[last]
     if re.search("[^aeiou]y$", last):

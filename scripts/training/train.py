@@ -33,7 +33,8 @@ def choose_device(name: str | None) -> torch.device:
 def train(data_file: Path, weights: Path, budget: Budget, seed: int, device: torch.device) -> None:
     """Train, and write the averaged parameters to `weights` from time to time and at the end.
 
-    A checkpoint beside `weights` lets an interrupted run of the same arguments continue.
+    A checkpoint beside `weights` lets an interrupted run of the same arguments continue. Raises
+    SystemExit if it is of other arguments.
     """
     data = TrainingData.load(data_file)
     print(f"{data.class_count} classes, {len(data.pictures.classes)} pictures", flush=True)
@@ -57,6 +58,7 @@ def train(data_file: Path, weights: Path, budget: Budget, seed: int, device: tor
             save_weights(run, weights)
             print(report_line(run, losses, test), flush=True)
             reported = time.perf_counter()
+    checkpoint.unlink(missing_ok=True)
 
 
 def save_weights(run: TrainingRun, weights: Path) -> None:

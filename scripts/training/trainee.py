@@ -98,8 +98,6 @@ class Trainee(nn.Module):
             {"params": parameters, "lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in others.items()
         ]
-        # The published weights were trained with a Muon of the same updates that took all matrices
-        # of one shape at once, and queries, keys and values one by one.
         return [
             torch.optim.Muon(
                 matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="original"

@@ -272,7 +272,7 @@ def test_another_host_is_refused(page: TestClient, host: str, path: str) -> None
     """A site whose name leads to this machine cannot read anything (DNS rebinding)."""
     answer = page.get(path, headers={"Host": host})
     assert answer.status_code == 403
-    assert answer.json() == {"error": "open this page at its own address"}
+    assert answer.json() == {"error": f"open this page at http://127.0.0.1:{PORT}"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -416,7 +416,7 @@ def test_large_upload_is_refused_with_a_sentence(
     assert page.get("/api/index").json()["max_picture_bytes"] == 1000
     answer = send_picture(page, bytes(1001))
     assert answer.status_code == 413
-    assert answer.json()["error"] == "the picture has more than 1,000 bytes; send it smaller"
+    assert answer.json()["error"] == "the picture has more than 1,000 bytes; choose a smaller file"
     assert fake.pictures == 0
 
 
@@ -459,7 +459,7 @@ def test_row_that_is_not_in_the_index_is_explained(page: TestClient) -> None:
 def test_picture_that_was_forgotten_is_explained(page: TestClient) -> None:
     answer = page.post("/api/search", json={"picture": "abc"})
     assert answer.status_code == 410
-    assert "drop it once more" in answer.json()["error"]
+    assert "send it again" in answer.json()["error"]
 
 
 # --- when the service fails -----------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_service_with_another_model_is_explained(page: TestClient, fake: FakeCli
     fake.width = WIDTH - 1
     answer = page.post("/api/search", json={"text": "red"})
     assert answer.status_code == 502
-    assert "another model" in answer.json()["error"]
+    assert "index the pictures again with this model" in answer.json()["error"]
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -925,7 +925,7 @@ def test_large_picture_is_refused_before_it_is_sent(tab: Page, tmp_path: Path) -
     with (tmp_path / "huge.png").open("wb") as huge:
         huge.truncate(78_642_433)
     tab.locator("#file").set_input_files(tmp_path / "huge.png")
-    says = "huge.png has more than 78,642,432 bytes; send it smaller"
+    says = "huge.png has more than 78,642,432 bytes; choose a smaller file"
     expect(tab.get_by_role("alert")).to_have_text(says)
 
 

@@ -245,6 +245,13 @@ def test_interrupted_run_ends_with_the_same_parameters(data: TrainingData, tmp_p
         assert torch.equal(continued.average[name], tensor), name
 
 
+def test_checkpoint_of_another_budget_is_refused(data: TrainingData, tmp_path: Path) -> None:
+    """Its learning rate may have decreased to zero already."""
+    make_run(data, Budget(steps=6)).save(tmp_path / "checkpoint")
+    with pytest.raises(SystemExit, match=r"Budget\(steps=6.*not Budget\(steps=50.*delete it"):
+        make_run(data, Budget(steps=50)).load(tmp_path / "checkpoint")
+
+
 def test_time_of_earlier_runs_counts(data: TrainingData, tmp_path: Path) -> None:
     run = make_run(data, Budget(seconds=100))
     run._begin -= 60
@@ -280,6 +287,7 @@ def test_train_writes_the_published_parameters(
     tensors = torch.load(tmp_path / "weights.pt")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert Clip(CONFIG).misfits(tensors) == []
+    assert not list(tmp_path.glob("*.checkpoint-*"))  # the next run starts anew
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.match(r"step 4, " if budget.steps else r"step \d+, ", last)
     assert "name → picture" in last

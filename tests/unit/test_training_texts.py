@@ -110,7 +110,7 @@ def test_plain_name(label: str, name: str) -> None:
         ("cooked rice", "cooked rice", "cooked rice"),
         ("bus", "a bus", "buses"),
         ("strawberry", "a strawberry", "strawberries"),
-        ("firewoman", "a firewoman", "firewomans"),
+        ("firewoman", "a firewoman", "firewomen"),
         ("old woman", "an old woman", "old women"),
         ("glass of milk", "a glass of milk", "glass of milk"),
         ("Tokyo tower", "Tokyo tower", "Tokyo tower"),

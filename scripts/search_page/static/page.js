@@ -80,7 +80,7 @@ function search() {
 function send(file) {
   if (file.size > about.max_picture_bytes) {
     const limit = about.max_picture_bytes.toLocaleString("en");
-    return explain(`${file.name} has more than ${limit} bytes; send it smaller`);
+    return explain(`${file.name} has more than ${limit} bytes; choose a smaller file`);
   }
   latest("picture", () => post("/api/picture", file, "application/octet-stream"), (answer) =>
     choose({ name: answer.picture }, URL.createObjectURL(file), file.name),
