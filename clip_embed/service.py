@@ -126,6 +126,7 @@ def load_embedder(
     timer = timer or StageTimer()
     memory = PrefaultedMemory()
     on_cpu = not torch_import.gpu_is_likely(device)
+    # One thread for the weights, and one for the tokenizer and then the kernel.
     with ThreadPoolExecutor(2, thread_name_prefix="load") as background:
         if on_cpu:
             memory.prepare(pull.wait_complete)

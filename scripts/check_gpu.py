@@ -8,7 +8,7 @@ models       full-size ViT-L/14 with random weights, also for transformers and o
 parity       cosine of float16 and float32, alone and in batches, compared with the libraries
 cold_start   process start → READY of the real Cog server, the import of torch, transformers
 texts        texts per second by direct calls, compared with the libraries
-images       images per second, the same
+images       images per second by direct calls, compared with the libraries
 serving      the real Cog server under 1, 32 and 64 connections
 preparation  images and tokenizations per second on the CPUs
 memory       of the GPU and of the process
@@ -17,7 +17,7 @@ Each part is a process with a time limit. If a package is missing, that measurem
 skipped; an error is reported as failed. The other parts still run. After each part the results are
 in DIR/gpu.json and DIR/gpu.md; the output of the processes is in DIR/gpu.log. The exit status is 1
 if a part failed. Nothing else should use the GPU meanwhile. `environment` and `models` run always,
-because the others need them.
+because the others need them. Needs an NVIDIA GPU, `scripts/setup test`, and 3 GB of disk.
 
 Examples:
 
@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--without-libraries",
         action="store_true",
-        help="measure this service only, which takes half as long",
+        help="leave out transformers and open_clip, which takes about half as long",
     )
     parser.add_argument(
         "--output",

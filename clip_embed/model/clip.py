@@ -64,7 +64,7 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
     def of_sum(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return x + update, and its normalization; x itself and its own if update is None."""
+        """Return x + update, and its normalization. If update is None, return x and its own."""
         if update is not None:
             if self.fused is not None:
                 return self.fused(x, update, self.weight, self.bias)
@@ -202,8 +202,8 @@ class ResidualAttentionBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the new residual, and an update that is still to be added to it.
 
-        x, update: the same, from the block before. So each sum is computed together with its layer
-        normalization.
+        x, update: what the block before returned. So each sum is computed together with the
+        normalization that follows.
         """
         x, normed = self.ln_1.of_sum(x, update)
         x, normed = self.ln_2.of_sum(x, self.attn(normed, packing))
@@ -333,7 +333,7 @@ class Clip(nn.Module):
 
     @contextlib.contextmanager
     def fusing(self, add_layer_norm: AddLayerNorm | None) -> Iterator[None]:
-        """Let both towers use `add_layer_norm` meanwhile, which has no derivative."""
+        """Use `add_layer_norm` in both towers inside the `with` body. It has no gradient."""
         norms = [module for module in self.modules() if isinstance(module, LayerNorm)]
         for norm in norms:
             norm.fused = add_layer_norm

@@ -91,6 +91,12 @@ def run(task: Task, record: Recorder) -> None:
             ours.embedder.use_graphs = True
         row = f"{_precision(ours)} on {task.device}, without CUDA graphs, in batches"
         _compare_all(record, row, plain, reference)
+    with record.section("for catalogs"):
+        again = load_ours(task.ours, task.device, for_catalogs=True)
+        catalogs = Ours(again.embedder, again.tokenizer)
+        row = f"{_precision(ours)} on {task.device}, for catalogs, in batches"
+        _compare_all(record, row, _embed(catalogs, texts, images, batch=64), reference)
+        del catalogs, again
     if task.device == "cuda":
         with record.section("float32 on cuda"):
             float32 = Ours(load_ours_in_float32(task.ours, "cuda"), loaded.tokenizer)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_embed.model import cuda_kernels
 from clip_embed.model.clip import Clip, Packing
 from clip_embed.model.config import ClipConfig
 from clip_embed.model.cuda_kernels import (
@@ -75,6 +76,22 @@ def test_kernel_that_cannot_be_loaded_is_done_without(
     assert "slower: libcuda.so.1: cannot open shared object file" in caplog.text
 
 
+def test_kernel_that_spoils_the_gpu_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA then refuses every call: without this, setup would blame the GPU."""
+
+    class Spoiling(AddLayerNormKernel):
+        def __init__(self, *arguments: object) -> None:
+            monkeypatch.setattr(torch.cuda, "synchronize", self.refuse)
+            self.refuse()
+
+        def refuse(self, *arguments: object) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(cuda_kernels, "AddLayerNormKernel", Spoiling)
+    with pytest.raises(RuntimeError, match=r"cuda_kernels has failed on this GPU: CUDA error: an"):
+        compile_add_layer_norm(wide(1024, 768), GPU)
+
+
 class FakeKernel(AddLayerNormKernel):
     """Computes with torch on the CPU, and adds `error` to the normalized values."""
 
@@ -90,6 +107,33 @@ class FakeKernel(AddLayerNormKernel):
         self.calls += 1
         total = x + update
         return total, F.layer_norm(total, weight.shape, weight, bias) + self._error
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        pytest.param(torch.zeros(2, 256), id="float32"),
+        pytest.param(torch.zeros(3, 256, dtype=torch.float16), id="another shape"),
+        pytest.param(torch.zeros(513, dtype=torch.float16)[1:].view(2, 256), id="not aligned"),
+    ],
+)
+def test_tensors_that_the_kernel_would_misread_are_refused(update: Tensor) -> None:
+    x = torch.zeros(2, 256, dtype=torch.float16)
+    kernel = FakeKernel(0)
+    kernel._check_arguments(x, x, x[0], x[1])
+    with pytest.raises(RuntimeError, match=r"no kernel for|not float16, or not aligned"):
+        kernel._check_arguments(x, update, x[0], x[1])
+
+
+def test_verify_notices_another_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    def normalize_the_sum(
+        self: object, x: Tensor, update: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return x + update, F.layer_norm(x + update, weight.shape, weight, bias, eps=1e-4)
+
+    monkeypatch.setattr(FakeKernel, "__call__", normalize_the_sum)
+    with pytest.raises(RuntimeError, match="its values differ"):
+        FakeKernel(0).verify()
 
 
 def test_verify_compares_with_torch() -> None:

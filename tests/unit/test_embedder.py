@@ -167,6 +167,28 @@ def test_catalogs_run_more_images_per_graph(
     assert FakeGraph.replayed == [8, 4]
 
 
+def test_graphs_use_the_kernel(
+    loaded: Embedder, fake_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_batches(monkeypatch)
+    calls = 0
+
+    def add_layer_norm(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        x, update, weight, bias = tensors
+        return x + update, torch.nn.functional.layer_norm(x + update, weight.shape, weight, bias)
+
+    embedder = Embedder(loaded._model, loaded.preprocess_config, add_layer_norm)
+    with torch.inference_mode():
+        embedder._capture_graphs()
+    assert calls
+    calls = 0
+    embedder.use_graphs = False
+    embedder.embed_texts(make_texts(5))
+    assert not calls  # the plain network is the reference
+
+
 def test_text_that_overflows_does_not_affect_a_later_one(with_graphs: Embedder) -> None:
     """Its tokens do not stay in the row: zero times infinity is not zero."""
     graph = next(with_graphs._graphs._texts[1, 16])  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ from PIL import Image
 import weights
 from clip_embed import service as service_module
 from clip_embed.errors import ImageError, SettingError, TextError, WeightsError
+from clip_embed.model import cuda_kernels
 from clip_embed.service import LoadedModel, Service, load_embedder
 from clip_embed.settings import Settings
 from clip_embed.startup.timing import StageTimer
@@ -52,6 +53,15 @@ def test_load_embedder_reports_a_failed_pull(tmp_path: Path) -> None:
         pytest.raises(WeightsError, match=r"holds no manifest\.json"),
     ):
         load_embedder(pull, "cpu")
+
+
+def test_load_embedder_hands_over_the_kernel(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = object()
+    monkeypatch.setattr(cuda_kernels, "compile_add_layer_norm", lambda config, device: kernel)
+    with weights.pull(str(tiny_model)) as pull:
+        assert load_embedder(pull, "cpu").embedder._add_layer_norm is kernel
 
 
 def test_load_embedder_rejects_a_missing_device(tiny_model: Path) -> None:
