@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -25,6 +25,7 @@ from scripts.search_page.requests import Search, read_labels, read_search
 from scripts.search_page.thumbnails import MEDIA_TYPE, NoThumbnailError, Thumbnails
 
 STATIC = Path(__file__).parent / "static"
+ROW_DIGITS = 19  # of an int64
 THREADS = 2  # of searches, and as many of thumbnails, each of which may hold a large picture
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def make_app(ranking: Ranking, embedder: Embedder, port: int) -> Starlette:
         Route("/api/search", page.search, methods=["POST"]),
         Route("/api/picture", page.add_picture, methods=["POST"]),
         Route("/api/tags", page.count_tags, methods=["POST"]),
-        Route("/thumbnail/{row:int}", page.thumbnail),
+        Route("/thumbnail/{row}", page.thumbnail),
         Route("/favicon.ico", lambda request: Response(status_code=204)),
         Route("/", lambda request: FileResponse(STATIC / "page.html")),
         *(
@@ -49,7 +50,11 @@ def make_app(ranking: Ranking, embedder: Embedder, port: int) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, port=port)],
-        exception_handlers=dict.fromkeys((PageError, RefusedError, ServiceError), _explain),
+        exception_handlers={
+            **dict.fromkeys((PageError, RefusedError, ServiceError), _explain),
+            # The tab was closed during an upload: nobody reads the answer.
+            ClientDisconnect: lambda request, error: Response(status_code=400),
+        },
     )
 
 
@@ -119,8 +124,13 @@ class Page:
         """Answer the thumbnail of a row."""
         row = request.path_params["row"]
         try:
+            if not row.isdecimal() or len(row) > ROW_DIGITS:
+                raise NoThumbnailError
             data = await anyio.to_thread.run_sync(
-                self._thumbnails.get, row, abandon_on_cancel=True, limiter=self._thumbnail_limiter
+                self._thumbnails.get,
+                int(row),
+                abandon_on_cancel=True,
+                limiter=self._thumbnail_limiter,
             )
         except NoThumbnailError:
             raise PageError(404, "this picture is not there any more") from None

@@ -60,7 +60,7 @@ async def _read_object(request: Request) -> dict[str, Any]:
     body = await read_body(request, "application/json", BODY_BYTES, "the request")
     try:
         document = json.loads(body)
-    except ValueError:  # also of bytes that are not UTF-8
+    except (ValueError, RecursionError):  # bytes that are not UTF-8, or lists in lists in lists
         document = None
     if not isinstance(document, dict):
         raise PageError(400, "the request is not a JSON object")

@@ -57,12 +57,12 @@ def serve(
         server_header=False,
     )
     print(f"{len(ranking.paths):,} pictures: open {url} (Ctrl-C ends it)", flush=True)
-    if open_browser:
-        webbrowser.open(url)
     # In a thread, uvicorn leaves Ctrl-C alone: it would wait for all answers first. Threads that it
     # starts are daemons like this one, and end with the process.
     run_server = uvicorn.Server(config).run
     server = threading.Thread(target=run_server, args=([listener],), daemon=True)
     server.start()
     with contextlib.suppress(KeyboardInterrupt):
+        if open_browser:  # a browser in the terminal returns when it is closed
+            webbrowser.open(url)
         server.join()

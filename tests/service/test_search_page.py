@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from scripts import search
@@ -33,7 +34,7 @@ from scripts.lib.drawings import held_out
 from scripts.lib.embedding_client import Client, RefusedError, ServiceError
 from scripts.lib.picture_index import PROBE, Entry, PictureIndex, Stamp
 from scripts.lib.search import index_folder
-from scripts.search_page import queries
+from scripts.search_page import app, queries
 from scripts.search_page.app import make_app
 from scripts.search_page.queries import WITHOUT_WEIGHT, Embedder
 from scripts.search_page.ranking import Ranking
@@ -454,6 +455,27 @@ def test_large_request_is_refused(page: TestClient) -> None:
 def test_row_that_is_not_in_the_index_is_explained(page: TestClient) -> None:
     answer = page.post("/api/search", json={"like": 2**40})
     assert (answer.status_code, answer.json()["error"]) == (404, "this picture is not in the index")
+
+
+def test_request_of_nested_lists_is_refused(page: TestClient) -> None:
+    body = b"[" * 90_000
+    answer = page.post("/api/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("row", ["9" * 5000, "x", "-1", "1.0"])
+def test_row_that_is_no_number_has_no_thumbnail(page: TestClient, row: str) -> None:
+    assert page.get(f"/thumbnail/{row}").status_code == 404
+
+
+def test_upload_that_is_cut_is_no_error(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client raises what the server would print as a traceback."""
+
+    async def disconnected(*arguments: object) -> bytes:
+        raise ClientDisconnect
+
+    monkeypatch.setattr(app, "read_body", disconnected)
+    assert page.post("/api/picture", content=b"x").status_code == 400
 
 
 def test_picture_that_was_forgotten_is_explained(page: TestClient) -> None:
